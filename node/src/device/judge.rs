@@ -97,8 +97,13 @@ fn by_descr(descr: &str) -> Verdict {
     if TABLE.judge.other_words.iter().any(is_word) {
         return Verdict::NotPrinter;
     }
+    // Only the beginning of a word must be free: `LaserJetPro` is a printer, `AlphaServer` is no `phaser`.
+    let holds = |word: &String| {
+        let mut places = lower.match_indices(word.as_str());
+        places.any(|(at, _)| lower[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric()))
+    };
     let begins = TABLE.brand.iter().flat_map(|brand| &brand.descr).any(|pattern| matches_start(&lower, pattern));
-    if begins || TABLE.judge.printer_words.iter().any(|word| lower.contains(word.as_str())) {
+    if begins || TABLE.judge.printer_words.iter().any(holds) {
         return Verdict::Printer;
     }
     Verdict::Perhaps

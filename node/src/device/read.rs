@@ -189,7 +189,7 @@ impl Read {
             }
             Phase::Who(walk) => {
                 walk.handle(response, &mut self.answers);
-                if judge_answers(&self.answers) != Verdict::Printer {
+                if walk.scalars_are_done() && judge_answers(&self.answers) != Verdict::Printer {
                     WHO_MANY.iter().for_each(|root| walk.stop(root));
                 }
                 if standard::device_row_is_known(&self.answers) {
@@ -349,11 +349,12 @@ fn learn(answers: &Answers, reading: &Reading) -> ReadPlan {
     let mut known = answers.clone();
     let tables = [mib::SUPPLY_COLORANT, mib::SUPPLY_CLASS, mib::SUPPLY_TYPE, mib::SUPPLY_UNIT, mib::COLORANT_VALUE];
     let facts: BTreeSet<Oid> = used.into_values().flatten().collect();
+    let labels: BTreeSet<Oid> = brand::families(answers).iter().flat_map(|family| family.labels(&refresh)).collect();
     let single: Vec<&[u32]> = WHO_ONCE.iter().chain(&tables).chain(&WHO_MANY).copied().collect();
     let wide = [mib::PRINT_MIB, mib::ENTERPRISES];
     known.retain(|oid| {
         let standard = single.iter().any(|root| !wide.contains(root) && oid.arcs().starts_with(root));
-        facts.contains(oid) || marks.contains(oid) || standard || !refresh.contains(oid) && is_device_id(oid)
+        facts.contains(oid) || marks.contains(oid) || labels.contains(oid) || standard || is_device_id(oid)
     });
     ReadPlan { known, refresh: refresh.into_iter().collect(), marks, uses: 0, no_bulk: false }
 }

@@ -37,16 +37,16 @@ fn decode(octets: &[u8], charset: Option<i64>) -> String {
     }
 }
 
-/// How little a text looks like words: control characters, symbols between letters, capitals behind small letters.
+/// How little a text looks like words: control characters, symbols, capitals inside words of small letters.
 fn oddness(text: &str) -> usize {
-    let chars: Vec<char> = text.chars().collect();
-    let alone = chars.iter().filter(|c| !c.is_ascii() && !c.is_alphabetic()).count();
-    let controls = chars.iter().filter(|c| ('\u{80}'..'\u{a0}').contains(*c)).count();
-    let pairs = chars.windows(2).filter(|w| {
-        let mixed = !w[0].is_ascii() || !w[1].is_ascii();
-        mixed && w[0].is_lowercase() && w[1].is_uppercase()
-    });
-    alone + 2 * controls + pairs.count()
+    let controls = text.chars().filter(|c| ('\u{80}'..'\u{a0}').contains(c)).count();
+    let symbols = text.chars().filter(|c| !c.is_ascii() && !c.is_alphabetic()).count();
+    let capitals: usize = text
+        .split(|c: char| !c.is_alphabetic())
+        .filter(|word| word.chars().any(char::is_lowercase))
+        .map(|word| word.chars().skip(1).filter(|c| !c.is_ascii() && c.is_uppercase()).count())
+        .sum();
+    controls + symbols + capitals
 }
 
 /// HP roman-8, the letters of its upper half.

@@ -2,7 +2,7 @@
 //!
 //! This file knows how such a table works and no vendor by name. Adding a printer means adding lines to the table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use quire_proto::oid::Oid;
@@ -198,7 +198,7 @@ impl Family {
         if let Some(records) = &self.records {
             oids.extend([oid(&records.counters), oid(&records.supplies)]);
         }
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         oids.retain(|oid| seen.insert(oid.clone()));
         oids
     }
@@ -207,6 +207,17 @@ impl Family {
     pub(crate) fn columns(&self) -> Vec<Oid> {
         let Some(named) = &self.named else { return Vec::new() };
         [Some(&named.names), Some(&named.values), named.types.as_ref()].into_iter().flatten().map(|c| oid(c)).collect()
+    }
+}
+
+impl Family {
+    /// The names and types of the rows whose `values` are among these.
+    pub(crate) fn labels(&self, values: &BTreeSet<Oid>) -> Vec<Oid> {
+        let Some(named) = &self.named else { return Vec::new() };
+        let root = oid(&named.values);
+        let rows = values.iter().filter_map(|value| value.suffix(&root));
+        let columns = [Some(&named.names), named.types.as_ref()];
+        rows.flat_map(|row| columns.iter().flatten().map(move |column| oid(column).child(row))).collect()
     }
 }
 

@@ -58,6 +58,11 @@ impl Walk {
         self.bulk = false;
     }
 
+    /// True when every name that is asked once has had its answer.
+    pub(crate) fn scalars_are_done(&self) -> bool {
+        self.columns.iter().all(|column| !column.once || column.left == 0)
+    }
+
     /// Ends the columns below `root`, because enough is known.
     pub(crate) fn stop(&mut self, root: &[u32]) {
         for column in self.columns.iter_mut().filter(|column| column.root.arcs().starts_with(root)) {
