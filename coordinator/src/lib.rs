@@ -3,7 +3,9 @@
 //! Architecture Invariant: this crate does no I/O, reads no clock, draws no random numbers and spawns
 //! nothing; its manifest and `.clippy.toml` keep it so. Time is an argument.
 
+pub mod planner;
 pub mod schedule;
 pub mod settings;
 pub mod state;
 pub mod tables;
+pub mod topology;

@@ -5,8 +5,8 @@
 //!
 //! Decisions that the text does not show:
 //! - A prefix with host bits set (`10.1.0.5/16`) is refused: in `exclude` it could mean one or 65,536 addresses.
-//! - The same prefix twice in one zone is refused; prefixes that overlap are not: [`crate::planner`]
-//!   gives each address to the longest prefix that holds it.
+//! - The same prefix twice in one zone is refused; prefixes that overlap are not: [`crate::planner::units`]
+//!   gives each address once.
 //! - A prefix shorter than /12 needs `{ prefix = "10.0.0.0/8", confirm_large = true }`. IPv6 prefixes
 //!   shorter than /116 are always refused, because nobody can sweep them.
 //! - Without `[[snmp]]` the community is `public`, by v2c, then v1.
