@@ -4,7 +4,11 @@
 //! nothing; its manifest and `.clippy.toml` keep it so. Time is an argument.
 
 pub mod identity;
+pub mod planner;
 mod record;
 pub mod rows;
+pub mod schedule;
+pub mod settings;
 pub mod state;
 pub mod tables;
+pub mod topology;
