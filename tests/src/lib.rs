@@ -4,8 +4,11 @@
 //! ([`ber`]) so that the node is tested against an independent peer.
 
 pub mod ber;
+pub mod cluster;
 pub mod counts;
 pub mod fleet;
 pub mod mib;
 pub mod models;
 pub mod printer;
+pub mod process;
+pub mod world;
