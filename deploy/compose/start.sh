@@ -14,6 +14,7 @@ handover=/handover
 first=$NET.1.11
 admin=$NET.3.31
 printers=30
+others=5
 
 say() { echo "start.sh $role: $*" >&2; }
 
@@ -28,7 +29,7 @@ prepare() {
     if [ "$role" = printers ]; then
         local device
         device=$(ip -4 -brief address show to "$ADDRESS" | sed 's/[@ ].*//')
-        for host in $(seq 101 $((100 + printers))); do
+        for host in $(seq 101 $((100 + printers + others))); do
             ip address replace "${ADDRESS%.*}.$host/24" dev "$device"
         done
     else
@@ -49,7 +50,7 @@ wait_until() {
     exit 1
 }
 
-alive() { QUIRE_CONSOLE=127.0.0.1:8080 quire-healthcheck 2>/dev/null; }
+alive() { QUIRE_CONSOLE=127.0.0.1:7480 quire-healthcheck 2>/dev/null; }
 answers() { quire --data-dir "$data" status --format json >/dev/null 2>&1; }
 
 # put NAME: stdin becomes a file of the handover volume, whole or not at all.
@@ -72,7 +73,7 @@ settle() {
     quire --data-dir "$data" enroll --upstream "https://$admin:8443" --code "@$handover/code" --pin "$(cat "$handover/pin")"
     quire --data-dir "$data" sweep || say "the first sweep waits for its schedule"
     echo compose | put settled
-    say "settled: consoles http://$first:8080 http://$NET.1.12:8080 http://$NET.2.13:8080, Web Admin http://$admin:8080"
+    say "settled: consoles http://$first:7480 http://$NET.1.12:7480 http://$NET.2.13:7480, Web Admin http://$admin:7480"
 }
 
 # Beside the Web Admin: the site, and what the first node needs to enrol.
@@ -89,10 +90,11 @@ open_site() {
 # Runs `start.sh STEP` beside the program that this shell becomes, and ends that when the step fails.
 beside() { { "$0" "$1" || kill "$$"; } & }
 
-# Later starts know their name, zone and cluster from the data directory.
+# Later starts know everything from the data directory; node.json is what a finished first start leaves in it.
 node() {
-    local flags=(--listen 0.0.0.0:7443 --advertise "$ADDRESS:7443" --console 0.0.0.0:8080)
-    [ -n "$(ls -A "$data")" ] || flags+=(--name "$NAME" --zone demo "$@")
+    local flags=()
+    [ -e "$data/node.json" ] ||
+        flags=(--name "$NAME" --zone demo --listen 0.0.0.0:7440 --advertise "$ADDRESS:7440" --console 0.0.0.0:7480 "$@")
     exec quire node --data-dir "$data" "${flags[@]}"
 }
 
@@ -100,18 +102,22 @@ case $role in
     router | printers | first | join | admin) if [ "$(id -u)" = 0 ]; then prepare "$@"; fi ;;
 esac
 case $role in
-    printers) exec quire-fleet --printers "$printers" --others 0 --first "${ADDRESS%.*}.101" --port 161 ;;
+    printers)
+        # Another seed for every network, so that no two printers share a serial.
+        exec quire-fleet --base "${ADDRESS%.*}.101" --port 161 --printers "$printers" --others "$others" \
+            --per-net $((printers + others)) --any-address --seed "$(cut -d. -f3 <<<"$ADDRESS")"
+        ;;
     first)
         beside settle
         node --init compose
         ;;
     join)
         wait_until "a join token" test -e "$handover/token-$NAME"
-        node --join "$first:7443" --token "@$handover/token-$NAME"
+        node --join "$first:7440" --token "@$handover/token-$NAME"
         ;;
     admin)
         beside open_site
-        exec quire-admin serve --data-dir "$data" --listen 0.0.0.0:8443 --console 0.0.0.0:8080
+        exec quire-admin serve --data-dir "$data" --listen 0.0.0.0:8443 --console 0.0.0.0:7480
         ;;
     settle | open_site) "$role" ;;
     *)

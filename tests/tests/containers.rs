@@ -5,7 +5,7 @@
 //! It must leave nothing behind but the base image, must never fetch from an image registry, and never use a
 //! network that leads out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ fn scenario(stack: &Stack) -> Result<()> {
         Ok(devices)
     })?;
 
-    stack.engine(&["kill", &stack.container(&leader)?])?;
+    stack.engine(&["kill", stack.container(&leader)?])?;
     let survivors: Vec<_> = NODES.into_iter().filter(|&node| node != leader).collect();
     let successor = eventually("another node leads and holds the upstream link", FAILED_OVER, || {
         let status = stack.status(survivors[0])?;
@@ -154,13 +154,16 @@ struct Stack {
     root: PathBuf,
     compose: Vec<&'static str>,
     environment: Vec<(&'static str, &'static str)>,
+    /// Container ids by service: asking compose takes half a second each time.
+    containers: BTreeMap<&'static str, String>,
     /// Held locked, because one engine has room for one such stack.
     _lock: File,
 }
 
 impl Stack {
     fn up(programs: &Programs) -> Result<Self> {
-        let lock = File::create(std::env::temp_dir().join("quire-containers-test.lock")).context("open the lock")?;
+        let lock =
+            File::create(std::env::temp_dir().join("quire-containers-test.lock")).context("open the lock")?;
         lock.lock().context("wait for another run of this test")?;
         let environment = vec![
             ("QUIRE_BASE", "quire-base:12"),
@@ -173,12 +176,21 @@ impl Stack {
             ("QUIRE_PORT_N3", "127.0.0.1:"),
             ("QUIRE_PORT_ADMIN", "127.0.0.1:"),
         ];
-        let stack =
-            Self { root: programs.root.clone(), compose: programs.compose.clone(), environment, _lock: lock };
+        let mut stack = Self {
+            root: programs.root.clone(),
+            compose: programs.compose.clone(),
+            environment,
+            containers: BTreeMap::new(),
+            _lock: lock,
+        };
         run(&stack.root, 180, &["deploy/base-image.sh"], &[]).context("make the base image")?;
         stack.down();
         stack.compose(120, &["build", "router"])?;
         stack.compose(60, &["up", "-d"])?;
+        for service in NODES.into_iter().chain(["admin"]) {
+            let id = stack.compose(20, &["ps", "-q", service])?.trim().to_owned();
+            stack.containers.insert(service, id);
+        }
         Ok(stack)
     }
 
@@ -197,16 +209,15 @@ impl Stack {
         run(&self.root, 20, &[&["docker"], line].concat(), &[])
     }
 
-    fn container(&self, service: &str) -> Result<String> {
-        let id = self.compose(20, &["ps", "-q", service])?.trim().to_owned();
-        ensure!(!id.is_empty(), "no container of {service}");
+    fn container(&self, service: &str) -> Result<&str> {
+        let id = self.containers.get(service).with_context(|| format!("no service {service}"))?;
         Ok(id)
     }
 
     /// What `program` prints inside a service's container, as the user that the service runs as.
     fn inside(&self, service: &str, program: &str, line: &[&str]) -> Result<String> {
         let container = self.container(service)?;
-        let head = ["exec", "-u", "quire", &container, program, "--data-dir", "/var/lib/quire"];
+        let head = ["exec", "-u", "quire", container, program, "--data-dir", "/var/lib/quire"];
         self.engine(&[&head, line].concat())
     }
 
@@ -220,7 +231,8 @@ impl Stack {
         let text = self.inside("admin", "quire-admin", &["devices", "--format", "json"])?;
         text.lines()
             .map(|line| {
-                let device: Value = serde_json::from_str(line).with_context(|| format!("parse the device {line:?}"))?;
+                let device: Value =
+                    serde_json::from_str(line).with_context(|| format!("parse the device {line:?}"))?;
                 Ok(device["id"].as_str().context("read a device's id")?.to_owned())
             })
             .collect()
