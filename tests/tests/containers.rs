@@ -34,15 +34,14 @@ fn a_cluster_in_containers_survives_its_leaders_container() -> Result<()> {
     let programs = match Programs::find() {
         Ok(programs) => programs,
         Err(reason) => {
-            // Not eprintln!, which the test runner hides where a test passes.
-            let _ = writeln!(std::io::stderr(), "left out: the cluster in containers ({reason})");
+            say(format_args!("left out: the cluster in containers ({reason})"));
             return Ok(());
         }
     };
     let stack = Stack::up(&programs)?;
     let outcome = scenario(&stack);
     if outcome.is_err() {
-        eprintln!("{}", stack.logs());
+        say(format_args!("{}", stack.logs()));
     }
     outcome
 }
@@ -197,7 +196,7 @@ impl Stack {
     fn down(&self) {
         let line = ["down", "--volumes", "--remove-orphans", "--timeout", "2", "--rmi", "all"];
         if let Err(error) = self.compose(60, &line) {
-            eprintln!("{error:#}");
+            say(format_args!("{error:#}"));
         }
     }
 
@@ -247,6 +246,12 @@ impl Drop for Stack {
     fn drop(&mut self) {
         self.down();
     }
+}
+
+/// To stderr itself: what `eprintln!` writes is hidden where a test passes.
+fn say(line: std::fmt::Arguments<'_>) {
+    // A test without stderr has nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Runs a command for at most `seconds` (then it is ended, and five seconds later killed) and returns its stdout.
