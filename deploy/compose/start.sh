@@ -51,7 +51,7 @@ wait_until() {
 }
 
 alive() { QUIRE_CONSOLE=127.0.0.1:7480 quire-healthcheck 2>/dev/null; }
-answers() { quire --data-dir "$data" status --format json >/dev/null 2>&1; }
+has_quorum() { quire --data-dir "$data" status --format json 2>/dev/null | grep -q '"quorum": *true'; }
 
 # put NAME: stdin becomes a file of the handover volume, whole or not at all.
 put() {
@@ -61,7 +61,7 @@ put() {
 
 # Beside the first node: tokens for the others, the settings, the enrolment; each once.
 settle() {
-    wait_until "the first node" answers
+    wait_until "the first node" has_quorum
     for peer in n2 n3; do
         [ -e "$handover/token-$peer" ] ||
             quire --data-dir "$data" token create --ttl 24h | tail -n 1 | put "token-$peer"
@@ -70,7 +70,11 @@ settle() {
     sed "s/10\.213\./$NET./g" /usr/local/lib/quire/settings.toml >/tmp/settings.toml
     quire --data-dir "$data" settings apply /tmp/settings.toml
     wait_until "the Web Admin's code" test -e "$handover/site"
-    quire --data-dir "$data" enroll --upstream "https://$admin:8443" --code "@$handover/code" --pin "$(cat "$handover/pin")"
+    if [ ! -e "$handover/enrolled" ]; then
+        quire --data-dir "$data" enroll \
+            --upstream "https://$admin:8443" --code "@$handover/code" --pin "$(cat "$handover/pin")"
+        echo compose | put enrolled
+    fi
     quire --data-dir "$data" sweep || say "the first sweep waits for its schedule"
     echo compose | put settled
     say "settled: consoles http://$first:7480 http://$NET.1.12:7480 http://$NET.2.13:7480, Web Admin http://$admin:7480"
