@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -154,10 +153,10 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
     }
     let stats = snmp.stats();
     Ok(Summary {
-        packets_sent: stats.packets_sent.load(Ordering::Relaxed),
-        packets_received: stats.packets_received.load(Ordering::Relaxed),
-        bytes_sent: stats.bytes_sent.load(Ordering::Relaxed),
-        bytes_received: stats.bytes_received.load(Ordering::Relaxed),
+        packets_sent: stats.packets_sent,
+        packets_received: stats.packets_received,
+        bytes_sent: stats.bytes_sent,
+        bytes_received: stats.bytes_received,
         seconds: clock::steady().duration_since(started).as_secs_f64(),
         ..pass.summary
     })
@@ -197,23 +196,22 @@ impl Pass {
             SweepEvent::Refused { peer, user, reason } => {
                 self.tell(Finding::Remark(format!("{}: user {user}: {reason}", peer.ip()))).await;
             }
-            SweepEvent::Done { addresses, .. } => self.summary.addresses = addresses,
+            SweepEvent::Done(counts) => self.summary.addresses = counts.addresses,
         }
     }
 
     async fn found(&mut self, peer: SocketAddr, reading: Option<Reading>) {
         let Some(reading) = reading else { return };
         self.summary.devices += 1;
-        let at = clock::now();
+        let at = clock::now().rfc3339();
         let id = identity::standalone_id(&reading.facts, &peer.to_string());
-        let address = peer.ip().to_string();
         let place = Place {
-            id: id.as_str(),
-            address: &address,
-            addresses: std::slice::from_ref(&address),
-            first_seen: Some(at),
-            last_seen: Some(at),
-            metered_at: self.read.then_some(at),
+            id: Some(id.as_str()),
+            address: Some(peer.ip()),
+            addresses: &[peer.ip()],
+            first_seen: Some(&at),
+            last_seen: Some(&at),
+            metered_at: self.read.then_some(at.as_str()),
             ..Place::default()
         };
         self.tell(Finding::Device(device_json(&place, &reading))).await;

@@ -74,7 +74,10 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
     };
     let text = format!(
         "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{time}\nnothing was sent",
-        explanation.addresses, explanation.excluded, explanation.packets_at_least, explanation.packets_at_most,
+        explanation.addresses,
+        explanation.excluded,
+        explanation.packets_at_least,
+        explanation.packets_at_most,
     );
     Ok(output::object(format, &value, &text)?)
 }

@@ -32,9 +32,15 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
             node.secret("control/api-token", &json!({ "role": role })).await
         }
         Command::Settings { command } => settings(&node, command).await,
-        Command::Drain { node: name } => node.change(&format!("control/members/{name}/drain"), json!({})).await,
-        Command::Resume { node: name } => node.change(&format!("control/members/{name}/resume"), json!({})).await,
-        Command::Remove { node: name } => node.change(&format!("control/members/{name}/remove"), json!({})).await,
+        Command::Drain { node: name } => {
+            node.change(&format!("control/members/{name}/drain"), json!({})).await
+        }
+        Command::Resume { node: name } => {
+            node.change(&format!("control/members/{name}/resume"), json!({})).await
+        }
+        Command::Remove { node: name } => {
+            node.change(&format!("control/members/{name}/remove"), json!({})).await
+        }
         Command::TransferLeader { node: name } => {
             node.change(&format!("control/members/{name}/lead"), json!({})).await
         }
@@ -119,9 +125,20 @@ async fn status(node: &Node, format: Format) -> anyhow::Result<()> {
     };
     let summary = format!(
         "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\nupstream  {} ({}), held by {}, {} readings acknowledged, {} pending",
-        text("cluster"), text("devices"), text("units"), text("unassigned"),
-        text("node"), text("role"), text("leader"), text("term"), text("quorum"),
-        text("upstream.state"), text("upstream.mode"), text("upstream.holder"), text("upstream.acked"), text("upstream.pending"),
+        text("cluster"),
+        text("devices"),
+        text("units"),
+        text("unassigned"),
+        text("node"),
+        text("role"),
+        text("leader"),
+        text("term"),
+        text("quorum"),
+        text("upstream.state"),
+        text("upstream.mode"),
+        text("upstream.holder"),
+        text("upstream.acked"),
+        text("upstream.pending"),
     );
     output::object(format, &status, &summary)?;
     if format == Format::Table {
@@ -134,10 +151,16 @@ async fn status(node: &Node, format: Format) -> anyhow::Result<()> {
 
 async fn explain(node: &Node, address: std::net::IpAddr, format: Format) -> anyhow::Result<()> {
     let why = parse(&node.send(Method::GET, &format!("control/explain/{address}"), None).await?)?;
-    let text = |key: &str| why.get(key).map_or("-".to_owned(), |v| v.as_str().map_or_else(|| v.to_string(), ToOwned::to_owned));
+    let text = |key: &str| {
+        why.get(key).map_or("-".to_owned(), |v| v.as_str().map_or_else(|| v.to_string(), ToOwned::to_owned))
+    };
     let summary = format!(
         "{} lies in unit {}, which node {} has had since {} (epoch {})",
-        text("address"), text("unit"), text("node"), text("granted_at"), text("epoch")
+        text("address"),
+        text("unit"),
+        text("node"),
+        text("granted_at"),
+        text("epoch")
     );
     output::object(format, &why, &summary)?;
     if format == Format::Table {
@@ -216,14 +239,14 @@ impl Node {
         if json {
             request = request.header("content-type", "application/json");
         }
-        let answer =
-            request.send().await.map_err(|_| anyhow!("the node does not answer: is it running?"))?;
+        let answer = request.send().await.map_err(|_| anyhow!("the node does not answer: is it running?"))?;
         let good = answer.status().is_success();
         let text = answer.text().await.context("read the node's answer")?;
         if good {
             return Ok(text);
         }
-        let why = parse(&text).ok().and_then(|v| v.get("error").and_then(Value::as_str).map(ToOwned::to_owned));
+        let why =
+            parse(&text).ok().and_then(|v| v.get("error").and_then(Value::as_str).map(ToOwned::to_owned));
         Err(anyhow!(why.unwrap_or(text)))
     }
 

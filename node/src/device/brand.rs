@@ -92,7 +92,11 @@ pub(crate) fn families(answers: &Answers) -> Vec<&'static Family> {
 }
 
 /// The model as the device writes it, best source first.
-pub(crate) fn model(answers: &Answers, families: &[&Family], serial: Option<&str>) -> Option<Sourced<String>> {
+pub(crate) fn model(
+    answers: &Answers,
+    families: &[&Family],
+    serial: Option<&str>,
+) -> Option<Sourced<String>> {
     let private = families.iter().find_map(|family| vendor::field_text(answers, &family.model, None));
     private
         .or_else(|| from_device_id(answers))
@@ -152,7 +156,8 @@ fn from_sys_descr(answers: &Answers) -> Option<Sourced<String>> {
         return None;
     }
     let (brand, _) = brand(answers)?;
-    let word = brand.words.iter().filter(|word| text::begins_with_word(&descr, word)).max_by_key(|word| word.len());
+    let word =
+        brand.words.iter().filter(|word| text::begins_with_word(&descr, word)).max_by_key(|word| word.len());
     let rest = word.map_or(descr.as_str(), |word| &descr[word.len()..]);
     let ends = [";", " /P", " / ", " version ", " Version", ", Controller", " (Net", " - "];
     let cut = ends.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
@@ -183,7 +188,8 @@ fn from_object_id(answers: &Answers, families: &[&Family]) -> Option<Sourced<Str
         let rest = oid.suffix(&vendor::oid(family.object_id_name.as_ref()?))?;
         let (length, letters) = rest.split_first()?;
         let name: Option<String> = letters.iter().map(|arc| char::from_u32(*arc)).collect();
-        let name = name.filter(|name| name.len() == *length as usize && name.bytes().all(|b| b.is_ascii_graphic()))?;
+        let name =
+            name.filter(|name| name.len() == *length as usize && name.bytes().all(|b| b.is_ascii_graphic()))?;
         let card = family.object_id_cards.iter().any(|card| name.starts_with(card.as_str()));
         (!card && !name.is_empty()).then(|| (name, mib::scalar(mib::SYS_OBJECT_ID).to_string()))
     })

@@ -4,10 +4,11 @@
 //! switch for a printer is the worse mistake, so general-purpose systems need the Printer MIB itself.
 
 use quire_proto::oid::Oid;
+use quire_proto::reading::{Reading, Via};
 
 use super::answers::{Answers, object_id};
 use super::vendor::{self, TABLE};
-use super::{brand, mib, text};
+use super::{brand, mib, standard, text};
 use crate::snmp::VarBind;
 
 /// What an answer to the probe says.
@@ -45,6 +46,15 @@ pub fn judge(varbinds: &[VarBind]) -> Verdict {
     judge_answers(&answers)
 }
 
+/// What the probe's answer alone says of a printer, for a pass that reads nothing.
+pub fn glance(via: Via, varbinds: &[VarBind]) -> Option<Reading> {
+    let mut answers = Answers::default();
+    for varbind in varbinds {
+        answers.insert(varbind);
+    }
+    standard::reading(&answers, via)
+}
+
 pub(crate) fn judge_answers(answers: &Answers) -> Verdict {
     let object_id = brand::sys_object_id(answers);
     let descr = brand::sys_descr(answers).map(|(text, _)| text).unwrap_or_default();
@@ -69,7 +79,9 @@ pub(crate) fn judge_answers(answers: &Answers) -> Verdict {
 
 /// Any object of RFC 3805, or a row of hrPrinterTable (RFC 2790).
 pub(crate) fn has_printer_mib(answers: &Answers) -> bool {
-    [mib::PRINT_MIB, mib::HR_PRINTER_STATUS, mib::HR_PRINTER_ERRORS].iter().any(|root| answers.first(root).is_some())
+    [mib::PRINT_MIB, mib::HR_PRINTER_STATUS, mib::HR_PRINTER_ERRORS]
+        .iter()
+        .any(|root| answers.first(root).is_some())
 }
 
 fn has_printer_device(answers: &Answers) -> bool {
@@ -102,7 +114,8 @@ fn by_descr(descr: &str) -> Verdict {
         let mut places = lower.match_indices(word.as_str());
         places.any(|(at, _)| lower[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric()))
     };
-    let begins = TABLE.brand.iter().flat_map(|brand| &brand.descr).any(|pattern| matches_start(&lower, pattern));
+    let begins =
+        TABLE.brand.iter().flat_map(|brand| &brand.descr).any(|pattern| matches_start(&lower, pattern));
     if begins || TABLE.judge.printer_words.iter().any(holds) {
         return Verdict::Printer;
     }

@@ -8,8 +8,9 @@
 
 mod answers;
 mod brand;
-mod judge;
+mod drive;
 mod json;
+mod judge;
 mod mib;
 mod read;
 mod standard;
@@ -21,6 +22,7 @@ mod walk;
 #[cfg(test)]
 mod recordings;
 
-pub use judge::{Verdict, judge, probe_oids};
+pub use drive::{read, via};
 pub use json::{Place, device_json};
+pub use judge::{Verdict, glance, judge, probe_oids};
 pub use read::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};

@@ -210,7 +210,8 @@ impl Read {
     }
 
     fn is_another_device(&self) -> bool {
-        let changed = |oid: &Oid| self.answers.get(oid).is_some_and(|value| self.plan.known.get(oid) != Some(value));
+        let changed =
+            |oid: &Oid| self.answers.get(oid).is_some_and(|value| self.plan.known.get(oid) != Some(value));
         self.plan.marks.iter().any(changed)
     }
 
@@ -331,9 +332,11 @@ fn common_ids() -> impl Iterator<Item = Oid> {
 /// What the next read needs: the instances that this reading used and that may change.
 fn learn(answers: &Answers, reading: &Reading) -> ReadPlan {
     const STATIC: [&str; 3] = ["vendor", "model", "mac"];
-    let oids = |source: &str| source.split('+').filter_map(|oid| oid.parse::<Oid>().ok()).collect::<Vec<Oid>>();
+    let oids =
+        |source: &str| source.split('+').filter_map(|oid| oid.parse::<Oid>().ok()).collect::<Vec<Oid>>();
     let used: BTreeMap<&str, Vec<Oid>> = reading.sources.iter().map(|(f, s)| (f.as_str(), oids(s))).collect();
-    let changing = used.iter().filter(|(field, _)| !STATIC.contains(field)).flat_map(|(_, oids)| oids.clone());
+    let changing =
+        used.iter().filter(|(field, _)| !STATIC.contains(field)).flat_map(|(_, oids)| oids.clone());
     let mut refresh: BTreeSet<Oid> = changing.collect();
     let mut marks: BTreeSet<Oid> = used.get("serial").cloned().unwrap_or_default().into_iter().collect();
     marks.insert(mib::scalar(mib::SYS_OBJECT_ID));
@@ -347,9 +350,11 @@ fn learn(answers: &Answers, reading: &Reading) -> ReadPlan {
     refresh.extend(marks.iter().cloned());
     refresh.retain(|oid| answers.get(oid).is_some());
     let mut known = answers.clone();
-    let tables = [mib::SUPPLY_COLORANT, mib::SUPPLY_CLASS, mib::SUPPLY_TYPE, mib::SUPPLY_UNIT, mib::COLORANT_VALUE];
+    let tables =
+        [mib::SUPPLY_COLORANT, mib::SUPPLY_CLASS, mib::SUPPLY_TYPE, mib::SUPPLY_UNIT, mib::COLORANT_VALUE];
     let facts: BTreeSet<Oid> = used.into_values().flatten().collect();
-    let labels: BTreeSet<Oid> = brand::families(answers).iter().flat_map(|family| family.labels(&refresh)).collect();
+    let labels: BTreeSet<Oid> =
+        brand::families(answers).iter().flat_map(|family| family.labels(&refresh)).collect();
     let single: Vec<&[u32]> = WHO_ONCE.iter().chain(&tables).chain(&WHO_MANY).copied().collect();
     let wide = [mib::PRINT_MIB, mib::ENTERPRISES];
     known.retain(|oid| {

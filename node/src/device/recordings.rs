@@ -77,7 +77,9 @@ impl Responder {
                 Some(at) => failed(2, u32::try_from(at + 1).unwrap()),
                 None => Response { varbinds, error_status: 0, error_index: 0 },
             },
-            Manner::Good | Manner::NoBulk | Manner::Small(_) => Response { varbinds, error_status: 0, error_index: 0 },
+            Manner::Good | Manner::NoBulk | Manner::Small(_) => {
+                Response { varbinds, error_status: 0, error_index: 0 }
+            }
         }
     }
 
@@ -130,7 +132,9 @@ fn parse_line(line: &str) -> Option<(Oid, Value)> {
     let tag = parts.next()?;
     let text = parts.next()?;
     let bytes = match tag.strip_suffix('x') {
-        Some(_) => (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect(),
+        Some(_) => {
+            (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+        }
         None => text.as_bytes().to_vec(),
     };
     let value = match tag.trim_end_matches('x') {
@@ -159,7 +163,8 @@ fn devices() -> Option<PathBuf> {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|ext| ext == "snmprec"));
     files.sort();
     files
@@ -196,13 +201,16 @@ fn bare_model(model: &str, vendor: &str) -> String {
 }
 
 fn text(row: &Json, key: &str) -> Option<String> {
-    row.get(key).and_then(|value| value.as_str().map(str::to_owned).or_else(|| value.as_u64().map(|n| n.to_string())))
+    row.get(key)
+        .and_then(|value| value.as_str().map(str::to_owned).or_else(|| value.as_u64().map(|n| n.to_string())))
 }
 
 fn compare(row: &Json, reading: &Reading) -> Tally {
     let mut tally = Tally::default();
-    let scrubbed: Vec<&str> =
-        row["scrubbed"].as_array().map(|list| list.iter().filter_map(Json::as_str).collect()).unwrap_or_default();
+    let scrubbed: Vec<&str> = row["scrubbed"]
+        .as_array()
+        .map(|list| list.iter().filter_map(Json::as_str).collect())
+        .unwrap_or_default();
     let facts = &reading.facts;
     let vendor = text(row, "vendor").unwrap_or_default();
     tally.compare("vendor", Some(vendor.clone()), facts.vendor.clone());
@@ -234,8 +242,11 @@ fn compare(row: &Json, reading: &Reading) -> Tally {
 
 fn compare_model(row: &Json, vendor: &str, found: Option<&str>, tally: &mut Tally) {
     let found = found.map(|model| bare_model(model, vendor));
-    let wanted: Vec<String> =
-        ["model", "model_derived"].iter().filter_map(|key| text(row, key)).map(|m| bare_model(&m, vendor)).collect();
+    let wanted: Vec<String> = ["model", "model_derived"]
+        .iter()
+        .filter_map(|key| text(row, key))
+        .map(|m| bare_model(&m, vendor))
+        .collect();
     let hit = found.as_ref().filter(|found| wanted.contains(found)).cloned();
     tally.compare("model", hit.clone().or_else(|| wanted.first().cloned()), hit.or(found));
 }
@@ -269,7 +280,8 @@ fn compare_supplies(row: &Json, found: &[Supply], tally: &mut Tally) {
     let mut left: Vec<&Supply> = found.iter().collect();
     for supply in &wanted {
         let name = supply["name"].as_str().unwrap_or_default();
-        let index: Option<u32> = supply["index"].as_str().and_then(|index| index.rsplit('.').next()?.parse().ok());
+        let index: Option<u32> =
+            supply["index"].as_str().and_then(|index| index.rsplit('.').next()?.parse().ok());
         let at = left.iter().position(|found| match index {
             Some(index) => found.index == index,
             None => found.name.eq_ignore_ascii_case(name),
@@ -324,7 +336,8 @@ fn compare_supply(wanted: &Json, found: &Supply, tally: &mut Tally) {
 #[test]
 fn every_recorded_printer_is_read_right() {
     let Some(folder) = devices() else { return };
-    let expected: Json = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let expected: Json =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let mut all = Tally::default();
     for path in files(&folder.join("recordings")) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -337,8 +350,12 @@ fn every_recorded_printer_is_read_right() {
         let (right, wrong) = (tally.right, tally.wrong.len());
         let (missing, invented) = (tally.missing.len(), tally.invented.len());
         let (packets, octets) = (cost.packets, cost.octets);
-        eprintln!("{right:4} right {wrong:2} wrong {missing:2} missing {invented:2} invented {packets:3} packets {octets:6} octets  {name}");
-        for (what, list) in [("wrong", &tally.wrong), ("missing", &tally.missing), ("invented", &tally.invented)] {
+        eprintln!(
+            "{right:4} right {wrong:2} wrong {missing:2} missing {invented:2} invented {packets:3} packets {octets:6} octets  {name}"
+        );
+        for (what, list) in
+            [("wrong", &tally.wrong), ("missing", &tally.missing), ("invented", &tally.invented)]
+        {
             list.iter().for_each(|line| eprintln!("        {what:8} {line}"));
         }
         all.right += tally.right;
@@ -453,8 +470,11 @@ fn any_value() -> impl Strategy<Value = Value> {
 
 fn any_answer() -> impl Strategy<Value = Result<Response, Miss>> {
     let varbind = (any_oid(), any_value()).prop_map(|(oid, value)| VarBind { oid, value });
-    let response = (prop::collection::vec(varbind, 0..30), prop_oneof![8 => Just(0u32), 1 => 0u32..20], 0u32..30)
-        .prop_map(|(varbinds, error_status, error_index)| Ok(Response { varbinds, error_status, error_index }));
+    let response =
+        (prop::collection::vec(varbind, 0..30), prop_oneof![8 => Just(0u32), 1 => 0u32..20], 0u32..30)
+            .prop_map(|(varbinds, error_status, error_index)| {
+                Ok(Response { varbinds, error_status, error_index })
+            });
     prop_oneof![20 => response, 1 => Just(Err(Miss::Silent))]
 }
 

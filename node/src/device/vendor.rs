@@ -194,7 +194,8 @@ impl Family {
             &self.scans,
             &self.duplex,
         ];
-        let mut oids: Vec<Oid> = fields.into_iter().flatten().flat_map(|sum| terms(sum)).map(|(oid, _)| oid).collect();
+        let mut oids: Vec<Oid> =
+            fields.into_iter().flatten().flat_map(|sum| terms(sum)).map(|(oid, _)| oid).collect();
         if let Some(records) = &self.records {
             oids.extend([oid(&records.counters), oid(&records.supplies)]);
         }
@@ -206,7 +207,11 @@ impl Family {
     /// The columns that must be walked because their rows differ by model.
     pub(crate) fn columns(&self) -> Vec<Oid> {
         let Some(named) = &self.named else { return Vec::new() };
-        [Some(&named.names), Some(&named.values), named.types.as_ref()].into_iter().flatten().map(|c| oid(c)).collect()
+        [Some(&named.names), Some(&named.values), named.types.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|c| oid(c))
+            .collect()
     }
 }
 
@@ -229,7 +234,11 @@ fn terms(sum: &str) -> impl Iterator<Item = (Oid, bool)> + '_ {
 pub(crate) type Sourced<T> = (T, String);
 
 /// The first alternative of a field that the device answered, as text.
-pub(crate) fn field_text(answers: &Answers, field: &[String], charset: Option<i64>) -> Option<Sourced<String>> {
+pub(crate) fn field_text(
+    answers: &Answers,
+    field: &[String],
+    charset: Option<i64>,
+) -> Option<Sourced<String>> {
     field.iter().find_map(|entry| {
         let oid = oid(entry);
         let text = text::clean(octets(answers.get(&oid)?)?, charset)?;
@@ -285,10 +294,17 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
     }
     if let Some(records) = &family.records {
         let found = records.read(&records.counters, answers);
-        let fields =
-            [("total", records.total), ("mono", records.mono), ("color", records.color), ("duplex", records.duplex)];
+        let fields = [
+            ("total", records.total),
+            ("mono", records.mono),
+            ("color", records.color),
+            ("duplex", records.duplex),
+        ];
         for (field, code) in fields {
-            take(field, found.get(&code).map(|value| (u64::from(*value), oid(&records.counters).to_string())));
+            take(
+                field,
+                found.get(&code).map(|value| (u64::from(*value), oid(&records.counters).to_string())),
+            );
         }
     }
     (counters, sources)
@@ -337,13 +353,15 @@ impl Named {
         let types = oid(self.types.as_ref()?);
         let wanted = self.by_type.get(field)?;
         let mut rows = answers.rows(types.arcs());
-        rows.find(|(_, _, value)| number(value).is_some_and(|n| wanted.contains(&n))).map(|(row, _, _)| row.to_vec())
+        rows.find(|(_, _, value)| number(value).is_some_and(|n| wanted.contains(&n)))
+            .map(|(row, _, _)| row.to_vec())
     }
 
     fn row_by_name(&self, names: &[String], answers: &Answers) -> Option<Vec<u32>> {
         let column = oid(&self.names);
         names.iter().find_map(|name| {
-            let matches = |bytes: &[u8]| text::clean(bytes, None).is_some_and(|text| text.eq_ignore_ascii_case(name));
+            let matches =
+                |bytes: &[u8]| text::clean(bytes, None).is_some_and(|text| text.eq_ignore_ascii_case(name));
             let mut rows = answers.rows(column.arcs());
             rows.find(|(_, _, value)| octets(value).is_some_and(matches)).map(|(row, _, _)| row.to_vec())
         })
@@ -368,8 +386,11 @@ impl Records {
             if inkjet && kind != SupplyKind::Toner {
                 return None;
             }
-            let (kind, name) =
-                if inkjet { (SupplyKind::Ink, supply.name.replace("Toner", "Ink")) } else { (kind, supply.name.clone()) };
+            let (kind, name) = if inkjet {
+                (SupplyKind::Ink, supply.name.replace("Toner", "Ink"))
+            } else {
+                (kind, supply.name.clone())
+            };
             let state = super::supply::state_of_percent(percent);
             Some(Supply {
                 index: 0,
@@ -408,7 +429,6 @@ pub(crate) fn part_color(family: &Family, name: &str) -> Option<&'static str> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,7 +445,8 @@ mod tests {
             for oid in family.instances().iter().chain(&family.columns()) {
                 assert!(oid.arcs().len() > 8, "{}: {oid} is too short", family.id);
             }
-            let default = table.brand.iter().filter(|b| b.default && b.family.as_ref() == Some(&family.id)).count();
+            let default =
+                table.brand.iter().filter(|b| b.default && b.family.as_ref() == Some(&family.id)).count();
             assert!(default <= 1, "{}", family.id);
         }
     }
