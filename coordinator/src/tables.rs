@@ -32,8 +32,6 @@ pub enum Table {
     Outbox = 9,
     /// Node id, 8 octets, then the segment: `store::ReachRow`.
     Reach = 10,
-    /// Request id: `store::Ask`.
-    Asks = 11,
     /// Log index, 8 octets big-endian: `store::AuditRow`.
     Audit = 12,
     /// Node id, 8 octets: that node's highest recorded observation, 8 octets big-endian.
@@ -42,7 +40,7 @@ pub enum Table {
 
 impl Table {
     /// Every table, for shells that open them.
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 12] = [
         Table::Meta,
         Table::Members,
         Table::Tokens,
@@ -53,7 +51,6 @@ impl Table {
         Table::Readings,
         Table::Outbox,
         Table::Reach,
-        Table::Asks,
         Table::Audit,
         Table::Recorded,
     ];
