@@ -109,6 +109,8 @@ fn claim(tables: &mut Overlay<'_>, index: u64, at_ms: u64, claim: &Claim) -> Res
         return Ok(refuse(format!("claim {} is no longer in force: {} is", claim.renews, meta.claim_epoch)));
     }
     meta.claim_renewed_at_ms = at_ms;
+    meta.heard.clone_from(&claim.heard);
+    meta.link.clone_from(&claim.link);
     rows::put_meta(tables, &meta);
     Ok(Answer::Epoch(meta.claim_epoch))
 }

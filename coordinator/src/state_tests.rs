@@ -27,7 +27,7 @@ impl World {
             first: Some(first),
             ..Bootstrap::default()
         }));
-        world.claim = match world.apply(Kind::Claim(Claim { node: 1, renews: 0 })) {
+        world.claim = match world.apply(Kind::Claim(Claim { node: 1, renews: 0, ..Claim::default() })) {
             Answer::Epoch(epoch) => epoch,
             other => panic!("{other:?}"),
         };
@@ -246,8 +246,12 @@ fn plans_and_acknowledgements_need_the_claim_in_force() {
     let mut world = World::new();
     let old = world.claim;
     world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), seen(2, "10.0.0.6", "CNB2", MAC_B, 7)]);
-    world.done(Kind::Claim(Claim { node: 2, renews: 0 }));
-    assert!(world.refused(Kind::Claim(Claim { node: 1, renews: old })).contains("no longer in force"));
+    world.done(Kind::Claim(Claim { node: 2, renews: 0, ..Claim::default() }));
+    assert!(
+        world
+            .refused(Kind::Claim(Claim { node: 1, renews: old, ..Claim::default() }))
+            .contains("no longer in force")
+    );
     world.refused(Kind::Plan(Plan { claim: old, ..Plan::default() }));
     world.refused(Kind::Ack(Ack { claim: old, through: 2 }));
     let new = rows::meta(&world.tables).unwrap().claim_epoch;
