@@ -22,7 +22,7 @@ use super::wire;
 /// Entries that share one batch: bounds what a batch holds at 64 entries of at most 256 KiB each.
 const TOGETHER: usize = 64;
 
-type Snapshot = openraft::alias::SnapshotOf<Types, Copy>;
+type Snapshot = openraft::type_config::alias::SnapshotOf<Types, Copy>;
 
 /// The replicated tables in RocksDB.
 pub(crate) struct Machine {

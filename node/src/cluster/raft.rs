@@ -29,12 +29,12 @@ openraft::declare_raft_types!(
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
 pub(crate) type Id = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
-pub(crate) type LogId = openraft::alias::LogIdOf<Types>;
-pub(crate) type Vote = openraft::alias::VoteOf<Types>;
-pub(crate) type Entry = openraft::alias::EntryOf<Types>;
+pub(crate) type LogId = openraft::type_config::alias::LogIdOf<Types>;
+pub(crate) type Vote = openraft::type_config::alias::VoteOf<Types>;
+pub(crate) type Entry = openraft::type_config::alias::EntryOf<Types>;
 pub(crate) type Membership = openraft::Membership<u64, Peer>;
-pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
-pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
+pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Types>;
+pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
 
 /// An encoded `store::Command`. Shown as its size, because it may carry sealed secrets.
 #[derive(Clone, PartialEq, Eq)]

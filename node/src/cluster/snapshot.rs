@@ -5,12 +5,13 @@
 //! batch in memory. A stream that breaks leaves rows that the next one clears; it is sent again whole.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use prost::Message;
 use quire_coordinator::tables::after;
 use quire_proto::cluster::{SnapshotEnd, SnapshotRows, StateRow};
 use rocksdb::WriteBatch;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::store::{STATE, Store, View};
 
@@ -57,17 +58,9 @@ impl Reading {
     }
 }
 
-/// Only one snapshot is received at a time; a newer stream takes the place of an older one.
+/// Only one snapshot is received at a time, until it is in force or dropped.
 #[derive(Clone, Default)]
-pub(crate) struct Gate(Arc<Mutex<u64>>);
-
-impl Gate {
-    fn enter(&self) -> u64 {
-        let mut turn = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *turn += 1;
-        *turn
-    }
-}
+pub(crate) struct Gate(Arc<Mutex<()>>);
 
 /// Rows being received into the family that is not in force.
 pub(crate) struct Staging {
@@ -75,13 +68,13 @@ pub(crate) struct Staging {
     family: usize,
     digest: ring::digest::Context,
     rows: u64,
-    gate: Gate,
-    turn: u64,
+    turn: OwnedMutexGuard<()>,
 }
 
 /// A complete staging.
 pub(crate) struct Staged {
     family: usize,
+    _turn: OwnedMutexGuard<()>,
 }
 
 impl Staged {
@@ -94,19 +87,14 @@ impl Staged {
 impl Staging {
     /// Clears the idle family and starts to fill it. Blocks on the disk.
     pub(crate) fn begin(store: &Store, gate: &Gate) -> io::Result<Self> {
-        let turn = gate.enter();
+        let turn = gate.0.clone().try_lock_owned();
+        let turn = turn.map_err(|_| io::Error::other("another snapshot is being received"))?;
         let family = 1 - store.active()?;
         let mut batch = WriteBatch::default();
         batch.delete_range_cf(store.family(STATE[family])?, [0u8].as_slice(), [0xff].as_slice());
         store.write(batch)?;
-        Ok(Staging {
-            store: store.clone(),
-            family,
-            digest: ring::digest::Context::new(&ring::digest::SHA256),
-            rows: 0,
-            gate: gate.clone(),
-            turn,
-        })
+        let digest = ring::digest::Context::new(&ring::digest::SHA256);
+        Ok(Staging { store: store.clone(), family, digest, rows: 0, turn })
     }
 
     /// Adds a batch. Blocks on the disk.
@@ -118,11 +106,6 @@ impl Staging {
         }
         self.digest.update(&rows.encode_to_vec());
         self.rows += rows.rows.len() as u64;
-        // Under the gate, so that a stream that was overtaken cannot write among its successor's rows.
-        let turn = self.gate.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *turn != self.turn || self.store.active()? == self.family {
-            return Err(io::Error::other("a newer snapshot took this one's place"));
-        }
         self.store.write(batch)?;
         Ok(())
     }
@@ -132,7 +115,7 @@ impl Staging {
         if self.rows != end.rows || self.digest.finish().as_ref() != end.sha256.as_ref() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot arrived damaged"));
         }
-        Ok(Staged { family: self.family })
+        Ok(Staged { family: self.family, _turn: self.turn })
     }
 
     /// Stages a whole view of another store, batch by batch.
