@@ -16,9 +16,7 @@ use rcgen::{
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::{
-    ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
-};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{
@@ -181,8 +179,8 @@ impl Authority {
     /// When the request is malformed or not signed by its own key.
     pub fn sign(&self, request_der: &[u8], names: &Names) -> Result<Vec<u8>, TlsError> {
         let request = CertificateSigningRequestDer::from(request_der);
-        let request =
-            CertificateSigningRequestParams::from_der(&request).map_err(material("read a certificate request"))?;
+        let request = CertificateSigningRequestParams::from_der(&request)
+            .map_err(material("read a certificate request"))?;
         let mut params = lasting();
         params.distinguished_name = named(&names.common_name);
         let text = |name: &str| name.try_into().map_err(material("write a certificate name"));

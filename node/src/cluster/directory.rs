@@ -115,8 +115,7 @@ impl Directory {
     /// Writes a file so that a crash leaves the old one or the new one.
     pub(crate) fn put(&self, name: &str, octets: &[u8]) -> io::Result<()> {
         let (aside, place) = (self.path.join(format!(".{name}.new")), self.path.join(name));
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
         file.write_all(octets)?;
         file.sync_all()?;
         fs::rename(aside, place)?;
@@ -163,8 +162,7 @@ impl Directory {
 
     /// Reads a file that the card names and checks it.
     pub(crate) fn file(&self, card: &Card, name: &str) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        let damaged =
-            |reason: String| OpenError::Damaged { file: self.path.join(name), reason };
+        let damaged = |reason: String| OpenError::Damaged { file: self.path.join(name), reason };
         let octets = Zeroizing::new(fs::read(self.path.join(name)).map_err(|why| damaged(why.to_string()))?);
         match card.files.get(name) {
             Some(expected) if *expected == sha256(&octets) => Ok(octets),

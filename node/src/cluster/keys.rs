@@ -76,8 +76,7 @@ impl Keys {
     pub fn seal(&self, plain: &[u8], purpose: &[u8]) -> Result<Vec<u8>, KeyError> {
         let nonce = random::<NONCE>()?;
         let payload = Payload { msg: plain, aad: purpose };
-        let sealed =
-            self.cipher().encrypt(&XNonce::from(*nonce), payload).map_err(|_| KeyError::Closed)?;
+        let sealed = self.cipher().encrypt(&XNonce::from(*nonce), payload).map_err(|_| KeyError::Closed)?;
         let mut out = Vec::with_capacity(1 + NONCE + sealed.len());
         out.push(FORMAT);
         out.extend_from_slice(nonce.as_slice());

@@ -173,7 +173,11 @@ pub(crate) async fn ask(seed: &str, token: &Token, request: JoinRequest) -> Resu
     loop {
         let stream = dial(seed, &connector, "node.quire").await.map_err(|reason| {
             let text = reason.to_string();
-            if text.contains("UnknownIssuer") { OpenError::WrongAuthority { seed: seed.to_owned() } } else { silent(text) }
+            if text.contains("UnknownIssuer") {
+                OpenError::WrongAuthority { seed: seed.to_owned() }
+            } else {
+                silent(text)
+            }
         })?;
         let mut stream = Some(stream);
         let channel = endpoint()
@@ -194,7 +198,9 @@ pub(crate) async fn ask(seed: &str, token: &Token, request: JoinRequest) -> Resu
                 return Err(OpenError::Refused(status.message().to_owned()));
             }
             // Electing or catching up: worth waiting for. The same incarnation makes it the same join.
-            _ if tokio::time::Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(500)).await,
+            _ if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(500)).await
+            }
             _ => return Err(silent(status.message().to_owned())),
         }
     }

@@ -260,7 +260,9 @@ impl RaftNetworkV2<Types> for Link {
         use proto::append_reply::Result as Kind;
         Ok(match reply.result() {
             Kind::Success => AppendEntriesResponse::Success,
-            Kind::Partial => AppendEntriesResponse::PartialSuccess(reply.matching.as_ref().map(wire::to_log_id)),
+            Kind::Partial => {
+                AppendEntriesResponse::PartialSuccess(reply.matching.as_ref().map(wire::to_log_id))
+            }
             Kind::Conflict => AppendEntriesResponse::Conflict,
             Kind::HigherVote => AppendEntriesResponse::HigherVote(vote_of(reply.vote)?),
         })
@@ -272,7 +274,11 @@ impl RaftNetworkV2<Types> for Link {
         verdict(&self.within(RPCTypes::Vote, option.soft_ttl(), call).await?)
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> RpcResult<VoteResponse<Types>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> RpcResult<VoteResponse<Types>> {
         let mut client = self.client.clone();
         let call = client.pre_vote(self.ballot(&rpc));
         verdict(&self.within(RPCTypes::Vote, option.soft_ttl(), call).await?)
@@ -328,7 +334,11 @@ impl RaftNetworkV2<Types> for Link {
 }
 
 /// Feeds a snapshot into its stream; four batches of 1 MiB wait at most. Stops when nobody receives.
-async fn send(head: proto::SnapshotHead, mut reading: Reading, parts: tokio::sync::mpsc::Sender<proto::SnapshotPart>) {
+async fn send(
+    head: proto::SnapshotHead,
+    mut reading: Reading,
+    parts: tokio::sync::mpsc::Sender<proto::SnapshotPart>,
+) {
     use proto::snapshot_part::Part;
     let part = |part| proto::SnapshotPart { part: Some(part) };
     if parts.send(part(Part::Head(head))).await.is_err() {

@@ -29,7 +29,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {
     /// Nobody leads, or who leads cannot reach a majority. It was not accepted.
-    #[error("no quorum: a majority of the voters cannot be reached; check `quire status` and the links between nodes")]
+    #[error(
+        "no quorum: a majority of the voters cannot be reached; check `quire status` and the links between nodes"
+    )]
     NoQuorum,
     /// Sent, but unknown whether it was or will be applied.
     #[error("no answer from the leader in time; the change may still take effect")]
@@ -69,14 +71,19 @@ enum Try {
 }
 
 impl Proposer {
-    pub(crate) async fn propose(&self, kind: command::Kind, patience: Duration) -> Result<Outcome, ProposeError> {
+    pub(crate) async fn propose(
+        &self,
+        kind: command::Kind,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
         let command = Command { at_ms: clock::now().0, kind: Some(kind) };
         let command = Bytes::from(command.encode_to_vec());
         if command.len() > PROPOSAL_OCTETS {
             return Err(ProposeError::TooLong(command.len()));
         }
         let mut sent = false;
-        let tried = tokio::time::timeout_at(Instant::now() + patience, self.until_done(&command, &mut sent)).await;
+        let tried =
+            tokio::time::timeout_at(Instant::now() + patience, self.until_done(&command, &mut sent)).await;
         let outcome = match tried {
             Ok(outcome) => outcome?,
             Err(_) if sent => return Err(ProposeError::Timeout),

@@ -80,13 +80,19 @@ impl Members {
     fn check(&self, uri: &str, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
         let envelope = envelope.ok_or_else(|| absent("an envelope"))?;
         if uri != node_uri(&self.cluster_id, envelope.from) {
-            return Err(Status::permission_denied(format!("the certificate is not of node {}", envelope.from)));
+            return Err(Status::permission_denied(format!(
+                "the certificate is not of node {}",
+                envelope.from
+            )));
         }
         if envelope.cluster_id != self.cluster_id {
             return Err(Status::failed_precondition("the message is for another cluster"));
         }
         if envelope.to != self.me {
-            return Err(Status::failed_precondition(format!("this is node {}, not {}", self.me, envelope.to)));
+            return Err(Status::failed_precondition(format!(
+                "this is node {}, not {}",
+                self.me, envelope.to
+            )));
         }
         if envelope.incarnation != self.incarnation {
             return Err(Status::failed_precondition(format!("node {} has another incarnation", self.me)));
@@ -95,7 +101,10 @@ impl Members {
             return Err(Status::failed_precondition("the sender speaks a later version: upgrade this node"));
         }
         if self.removed(envelope.from)? {
-            return Err(Status::permission_denied(format!("node {} is not a member any more", envelope.from)));
+            return Err(Status::permission_denied(format!(
+                "node {} is not a member any more",
+                envelope.from
+            )));
         }
         Ok(())
     }
@@ -115,7 +124,11 @@ impl Members {
         Ok(bootstrapped && applied.index >= node)
     }
 
-    async fn receive(&self, mut parts: Streaming<proto::SnapshotPart>, staging: Staging) -> Result<Copy, Status> {
+    async fn receive(
+        &self,
+        mut parts: Streaming<proto::SnapshotPart>,
+        staging: Staging,
+    ) -> Result<Copy, Status> {
         let mut staging = staging;
         loop {
             let part = tokio::time::timeout(SNAPSHOT_PART, parts.message())
@@ -180,7 +193,10 @@ impl Service for Members {
         Ok(Response::new(verdict(&reply)))
     }
 
-    async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteReply>, Status> {
+    async fn pre_vote(
+        &self,
+        request: Request<proto::VoteRequest>,
+    ) -> Result<Response<proto::VoteReply>, Status> {
         self.admit(&request, request.get_ref().envelope.as_ref())?;
         let reply = self.raft.pre_vote(ballot(request.get_ref())?).await.map_err(broken)?;
         Ok(Response::new(verdict(&reply)))
@@ -197,7 +213,8 @@ impl Service for Members {
         let vote = head.vote.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
         let meta = SnapshotMeta {
             last_log_id: head.last.as_ref().map(wire::to_log_id),
-            last_membership: wire::to_stored_membership(head.membership.unwrap_or_default()).map_err(broken)?,
+            last_membership: wire::to_stored_membership(head.membership.unwrap_or_default())
+                .map_err(broken)?,
         };
         let (store, gate) = (self.store.clone(), self.gate.clone());
         let staging = away(move || Staging::begin(&store, &gate)).await.map_err(broken)?;
@@ -313,17 +330,5 @@ async fn accept(listener: TcpListener, acceptor: Acceptor, ready: mpsc::Sender<A
                 Err(_) => tracing::info!(%peer, "a handshake took too long"),
             }
         });
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    impl Members {
-        /// What [`Members::admit`] says to the holder of a certificate with this URI.
-        pub(crate) fn verdict_for(&self, uri: &str, envelope: &proto::Envelope) -> Result<(), Status> {
-            self.check(uri, Some(envelope))
-        }
     }
 }

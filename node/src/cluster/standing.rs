@@ -112,7 +112,8 @@ pub(crate) fn heard(raft: &Raft) -> BTreeMap<NodeId, Duration> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let Some(beats) = &metrics.heartbeat else { return BTreeMap::new() };
-    beats.iter().filter_map(|(id, at)| Some((NodeId(*id), at.as_ref()?.elapsed()))).collect()
+    let peers = beats.iter().filter(|(id, _)| **id != metrics.id);
+    peers.filter_map(|(id, at)| Some((NodeId(*id), at.as_ref()?.elapsed()))).collect()
 }
 
 /// How many log entries each peer lacks; empty unless this node leads.
@@ -122,5 +123,6 @@ pub(crate) fn lag(raft: &Raft) -> BTreeMap<NodeId, u64> {
     let Some(replication) = &metrics.replication else { return BTreeMap::new() };
     let last = metrics.last_log_index.unwrap_or(0);
     let behind = |at: Option<u64>| last.saturating_sub(at.unwrap_or(0));
-    replication.iter().map(|(id, at)| (NodeId(*id), behind(at.map(|id| id.index)))).collect()
+    let peers = replication.iter().filter(|(id, _)| **id != metrics.id);
+    peers.map(|(id, at)| (NodeId(*id), behind(at.map(|id| id.index)))).collect()
 }

@@ -60,7 +60,8 @@ pub(crate) struct Running {
 #[derive(Default)]
 struct Tasks {
     stop: Option<oneshot::Sender<()>>,
-    running: Vec<JoinHandle<()>>,
+    serving: Option<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
 }
 
 fn failed(what: &'static str) -> impl FnOnce(String) -> OpenError {
@@ -207,7 +208,8 @@ impl Parts {
 
     fn load(directory: &Directory) -> Result<Self, OpenError> {
         let card = directory.card()?;
-        let damaged = |name: &str, reason: String| OpenError::Damaged { file: directory.path().join(name), reason };
+        let damaged =
+            |name: &str, reason: String| OpenError::Damaged { file: directory.path().join(name), reason };
         let key = |name: &str| -> Result<Key, OpenError> {
             Key::from_pkcs8(&directory.file(&card, name)?).map_err(|error| damaged(name, error.to_string()))
         };
@@ -242,9 +244,11 @@ impl Parts {
         let writer = Writer::start(&store).map_err(text).map_err(failed("start the log's threads"))?;
         let joiner = writer.joiner();
         let machine = Machine::open(store.clone()).map_err(text).map_err(failed(stored))?;
-        let spool = Spool::open(&store, me.id, SPOOL_LIMIT).map_err(text).map_err(failed("open the spool"))?;
+        let spool =
+            Spool::open(&store, me.id, SPOOL_LIMIT).map_err(text).map_err(failed("open the spool"))?;
         let net = Net::new(me.id.0, me.cluster_id.clone(), connector, store.clone());
-        let config = tuning.config(&me.cluster_name).validate().map_err(text).map_err(failed("configure Raft"))?;
+        let config =
+            tuning.config(&me.cluster_name).validate().map_err(text).map_err(failed("configure Raft"))?;
         let log = Log::new(store.clone(), writer);
         let raft = Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine).await;
         let raft = raft.map_err(text).map_err(failed(stored))?;
@@ -260,7 +264,8 @@ impl Parts {
             gate: super::snapshot::Gate::default(),
             last_word: last_word.clone(),
         };
-        let keys = Keys::from_octets(self.keys.octets()).ok_or_else(|| failed("copy the cluster key")(String::new()))?;
+        let keys = Keys::from_octets(self.keys.octets())
+            .ok_or_else(|| failed("copy the cluster key")(String::new()))?;
         let doorkeeper = Doorkeeper::new(proposer.clone(), keys);
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(server::serve(place.listener, acceptor, members, doorkeeper, stopped));
@@ -275,7 +280,7 @@ impl Parts {
             spool,
             proposer,
             standing,
-            tasks: Mutex::new(Tasks { stop: Some(stop), running: vec![serving, observing] }),
+            tasks: Mutex::new(Tasks { stop: Some(stop), serving: Some(serving), others: vec![observing] }),
             joiner,
             _directory: directory,
         })
@@ -284,7 +289,7 @@ impl Parts {
 
 impl Running {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).running.push(tokio::spawn(task));
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).others.push(tokio::spawn(task));
     }
 
     /// Stops Raft, the listener and every task; waits for them, but not for ever.
@@ -296,12 +301,14 @@ impl Running {
         if let Some(stop) = tasks.stop {
             let _ = stop.send(());
         }
-        let mut running = tasks.running;
-        if let Some(serving) = running.first_mut() {
+        if let Some(mut serving) = tasks.serving {
             // Peers get a moment to end their calls; then connections are cut.
-            let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
+            if tokio::time::timeout(Duration::from_secs(1), &mut serving).await.is_err() {
+                serving.abort();
+                let _ = serving.await;
+            }
         }
-        for task in running {
+        for task in tasks.others {
             task.abort();
             let _ = task.await;
         }
@@ -393,8 +400,14 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
         incarnation: HEXLOWER.encode(&incarnation),
         files: BTreeMap::new(),
     };
-    let mut parts =
-        Parts { card, keys, node_key, upstream_key, certificate, ca_certificate: authority.certificate().to_vec() };
+    let mut parts = Parts {
+        card,
+        keys,
+        node_key,
+        upstream_key,
+        certificate,
+        ca_certificate: authority.certificate().to_vec(),
+    };
     let store = database(&directory.db(), &parts.card, true).await?;
     found(&mut parts, &store, bootstrap, &place, &tuning).await?;
     parts.settle(&directory)?;
@@ -434,7 +447,12 @@ async fn found(
     committed.map(|_| ()).map_err(text).map_err(failed(what))
 }
 
-pub(crate) async fn join(start: Start, seed: &str, token: &str, tuning: Tuning) -> Result<Running, OpenError> {
+pub(crate) async fn join(
+    start: Start,
+    seed: &str,
+    token: &str,
+    tuning: Tuning,
+) -> Result<Running, OpenError> {
     let token = Token::parse(token)?;
     let (name, zone) = labels(&start)?;
     let directory = Directory::lock(&start.data_dir, true)?;
@@ -518,9 +536,11 @@ async fn announce(proposer: Proposer, me: Me) {
     /// A node that changed its address tells the cluster at once, and again until it is known.
     const AGAIN: Duration = Duration::from_secs(2);
     loop {
-        let row = proposer.store.view().ok().and_then(|view| {
-            view.row::<Member>(Table::Members, &me.id.0.to_be_bytes()).ok().flatten()
-        });
+        let row = proposer
+            .store
+            .view()
+            .ok()
+            .and_then(|view| view.row::<Member>(Table::Members, &me.id.0.to_be_bytes()).ok().flatten());
         if let Some(row) = row {
             let now = Member {
                 name: me.name.clone(),

@@ -193,8 +193,9 @@ impl Read for View {
     }
 
     fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
-        self.moment
-            .with_dependent(|db, snapshot| range(&SnapshotSource(snapshot), db, self.active, table, from, limit))
+        self.moment.with_dependent(|db, snapshot| {
+            range(&SnapshotSource(snapshot), db, self.active, table, from, limit)
+        })
     }
 }
 
@@ -224,12 +225,17 @@ pub(crate) fn state_key(table: Table, key: &[u8]) -> Vec<u8> {
 
 /// What the database and its snapshots can both do.
 trait Source {
-    fn fetch(&self, family: &ColumnFamily, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>;
+    fn fetch(&self, family: &ColumnFamily, key: &[u8])
+    -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>;
     fn walk(&self, family: &ColumnFamily, options: ReadOptions) -> DBRawIterator<'_>;
 }
 
 impl Source for DB {
-    fn fetch(&self, family: &ColumnFamily, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
+    fn fetch(
+        &self,
+        family: &ColumnFamily,
+        key: &[u8],
+    ) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
         self.get_pinned_cf(family, key)
     }
 
@@ -241,7 +247,11 @@ impl Source for DB {
 struct SnapshotSource<'a, 'b>(&'a Snapshot<'b>);
 
 impl Source for SnapshotSource<'_, '_> {
-    fn fetch(&self, family: &ColumnFamily, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
+    fn fetch(
+        &self,
+        family: &ColumnFamily,
+        key: &[u8],
+    ) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
         self.0.get_pinned_cf(family, key)
     }
 
@@ -254,7 +264,13 @@ fn fault(table: Table) -> impl FnOnce(StoreError) -> Fault {
     move |error| Fault::Store { table, reason: error.to_string() }
 }
 
-fn get(source: &impl Source, db: &DB, active: usize, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+fn get(
+    source: &impl Source,
+    db: &DB,
+    active: usize,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<Bytes>, Fault> {
     let family = family(db, STATE[active]).map_err(fault(table))?;
     let stored = source
         .fetch(family, &state_key(table, key))
@@ -272,8 +288,8 @@ fn range(
 ) -> Result<Vec<Row>, Fault> {
     let family = family(db, STATE[active]).map_err(fault(table))?;
     let end = vec![table as u8 + 1];
-    let mut rows = page(source, family, &state_key(table, from), Some(end), limit, usize::MAX)
-        .map_err(fault(table))?;
+    let mut rows =
+        page(source, family, &state_key(table, from), Some(end), limit, usize::MAX).map_err(fault(table))?;
     for (key, _) in &mut rows {
         let _ = key.split_to(1);
     }

@@ -63,7 +63,8 @@ async fn a_chain_that_only_shows_the_pinned_authority_is_refused() {
     // The impostor appends the real CA to a leaf of its own.
     let (ours, theirs) = (Authority::generate("a").unwrap(), Authority::generate("b").unwrap());
     let key = Key::generate().unwrap();
-    let names = Names { common_name: "x".into(), dns: "node-1.quire".into(), uri: "quire://00/node/1".into() };
+    let names =
+        Names { common_name: "x".into(), dns: "node-1.quire".into(), uri: "quire://00/node/1".into() };
     let leaf = theirs.sign(&key.request("x").unwrap(), &names).unwrap();
     let identity = Identity::new(&[&leaf, ours.certificate()], &key).unwrap();
     let acceptor = Acceptor::new(identity, ours.certificate()).unwrap();
@@ -79,7 +80,8 @@ async fn a_replaced_identity_is_presented_from_then_on() {
     let connector = Connector::new(None, new.certificate()).unwrap();
     assert!(shake(acceptor.clone(), connector.clone(), "node-1.quire").await.is_err());
     let key = Key::generate().unwrap();
-    let names = Names { common_name: "x".into(), dns: "node-1.quire".into(), uri: "quire://00/node/1".into() };
+    let names =
+        Names { common_name: "x".into(), dns: "node-1.quire".into(), uri: "quire://00/node/1".into() };
     let leaf = new.sign(&key.request("x").unwrap(), &names).unwrap();
     one.identity.replace(&[&leaf, new.certificate()], &key).unwrap();
     assert!(shake(acceptor, connector, "node-1.quire").await.is_ok());
