@@ -199,6 +199,9 @@ pub(super) struct Weather {
     pub(super) delay: (u64, u64),
 }
 
+/// From whom, to which device (`None`: to the core), and what.
+type Datagram = (SocketAddr, Option<SocketAddr>, Vec<u8>);
+
 /// The world: a core, its wire, the devices, and a clock that jumps from event to event.
 pub(super) struct World {
     pub(super) core: Core,
@@ -211,8 +214,8 @@ pub(super) struct World {
     pub(super) last_datagram: Vec<u8>,
     began: Instant,
     random: Random,
-    /// Towards the core (`None`) or a device.
-    wire: BTreeMap<(Duration, u64), (SocketAddr, Option<SocketAddr>, Vec<u8>)>,
+    /// By when it arrives.
+    wire: BTreeMap<(Duration, u64), Datagram>,
     sequence: u64,
 }
 
