@@ -26,7 +26,10 @@ impl Answers {
     }
 
     /// Instances below `root` with their index, in order.
-    pub(crate) fn rows<'a>(&'a self, root: &'a [u32]) -> impl Iterator<Item = (&'a [u32], &'a Oid, &'a Value)> {
+    pub(crate) fn rows<'a>(
+        &'a self,
+        root: &'a [u32],
+    ) -> impl Iterator<Item = (&'a [u32], &'a Oid, &'a Value)> {
         self.0
             .range(Oid::new(root)..)
             .map_while(move |(oid, value)| oid.arcs().strip_prefix(root).map(|index| (index, oid, value)))

@@ -51,7 +51,7 @@ pub(crate) fn device_ids(answers: &Answers) -> Vec<Sourced<String>> {
     let mut ids: Vec<Sourced<String>> = Vec::new();
     ids.extend(answers.first(mib::PPM_DEVICE_ID).and_then(|(oid, _)| instance_text(answers, &oid)));
     let private = TABLE.family.iter().flat_map(|family| &family.device_id).chain(&TABLE.common.device_id);
-    ids.extend(private.filter_map(|entry| instance_text(answers, &vendor::oid(entry))));
+    ids.extend(private.filter_map(|entry| instance_text(answers, &entry.0)));
     ids.extend(sys_descr(answers).filter(|(text, _)| text::device_id(text, &["MDL", "MODEL"]).is_some()));
     ids
 }
@@ -92,7 +92,11 @@ pub(crate) fn families(answers: &Answers) -> Vec<&'static Family> {
 }
 
 /// The model as the device writes it, best source first.
-pub(crate) fn model(answers: &Answers, families: &[&Family], serial: Option<&str>) -> Option<Sourced<String>> {
+pub(crate) fn model(
+    answers: &Answers,
+    families: &[&Family],
+    serial: Option<&str>,
+) -> Option<Sourced<String>> {
     let private = families.iter().find_map(|family| vendor::field_text(answers, &family.model, None));
     private
         .or_else(|| from_device_id(answers))
@@ -127,32 +131,20 @@ fn from_device_descr(answers: &Answers, serial: Option<&str>) -> Option<Sourced<
     (!model.is_empty()).then(|| (model.to_owned(), source))
 }
 
-/// Texts of sysDescr that name a network card or a product line, not a model.
-const CARDS: [&str; 9] = [
-    "print server",
-    "printserver",
-    "printer server",
-    "printing system",
-    "built-in",
-    "ethernet multi-environment",
-    "zebranet",
-    "printer i/f",
-    ", firmware ver",
-];
-
 fn from_sys_descr(answers: &Answers) -> Option<Sourced<String>> {
     let (descr, source) = sys_descr(answers)?;
-    for (mark, end) in [("Attached to ", " Rev"), ("PID:", ",")] {
-        if let Some((_, rest)) = descr.split_once(mark) {
-            let model = rest.split(end).next().unwrap_or_default().trim();
+    for (mark, end) in &TABLE.common.model_marks {
+        if let Some((_, rest)) = descr.split_once(mark.as_str()) {
+            let model = rest.split(end.as_str()).next().unwrap_or_default().trim();
             return (!model.is_empty()).then(|| (model.to_owned(), source));
         }
     }
-    if CARDS.iter().any(|card| text::find_ascii(&descr, card).is_some()) {
+    if TABLE.common.cards.iter().any(|card| text::find_ascii(&descr, card).is_some()) {
         return None;
     }
     let (brand, _) = brand(answers)?;
-    let word = brand.words.iter().filter(|word| text::begins_with_word(&descr, word)).max_by_key(|word| word.len());
+    let word =
+        brand.words.iter().filter(|word| text::begins_with_word(&descr, word)).max_by_key(|word| word.len());
     let rest = word.map_or(descr.as_str(), |word| &descr[word.len()..]);
     let ends = [";", " /P", " / ", " version ", " Version", ", Controller", " (Net", " - "];
     let cut = ends.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
@@ -180,10 +172,11 @@ fn is_version(word: &str) -> bool {
 fn from_object_id(answers: &Answers, families: &[&Family]) -> Option<Sourced<String>> {
     let oid = sys_object_id(answers)?;
     families.iter().find_map(|family| {
-        let rest = oid.suffix(&vendor::oid(family.object_id_name.as_ref()?))?;
+        let rest = oid.suffix(&family.object_id_name.as_ref()?.0)?;
         let (length, letters) = rest.split_first()?;
         let name: Option<String> = letters.iter().map(|arc| char::from_u32(*arc)).collect();
-        let name = name.filter(|name| name.len() == *length as usize && name.bytes().all(|b| b.is_ascii_graphic()))?;
+        let name =
+            name.filter(|name| name.len() == *length as usize && name.bytes().all(|b| b.is_ascii_graphic()))?;
         let card = family.object_id_cards.iter().any(|card| name.starts_with(card.as_str()));
         (!card && !name.is_empty()).then(|| (name, mib::scalar(mib::SYS_OBJECT_ID).to_string()))
     })

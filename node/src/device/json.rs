@@ -85,7 +85,12 @@ mod tests {
 
     #[test]
     fn keys_stand_in_the_order_of_the_contract() {
-        let place = Place { id: Some("d1"), zone: Some("hq"), last_seen: Some("2026-01-01T00:00:00Z"), ..Place::default() };
+        let place = Place {
+            id: Some("d1"),
+            zone: Some("hq"),
+            last_seen: Some("2026-01-01T00:00:00Z"),
+            ..Place::default()
+        };
         let text = serde_json::to_string(&device_json(&place, &Reading::default())).unwrap();
         assert_eq!(text, r#"{"id":"d1","zone":"hq","last_seen":"2026-01-01T00:00:00Z"}"#);
     }

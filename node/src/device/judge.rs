@@ -48,7 +48,7 @@ pub fn judge(varbinds: &[VarBind]) -> Verdict {
 pub(crate) fn judge_answers(answers: &Answers) -> Verdict {
     let object_id = brand::sys_object_id(answers);
     let descr = brand::sys_descr(answers).map(|(text, _)| text).unwrap_or_default();
-    let below = |roots: &[String]| object_id.as_ref().is_some_and(|oid| vendor::below(oid, roots));
+    let below = |roots: &[vendor::Private]| object_id.as_ref().is_some_and(|oid| vendor::below(oid, roots));
     if has_printer_mib(answers) {
         return Verdict::Printer;
     }
@@ -69,7 +69,9 @@ pub(crate) fn judge_answers(answers: &Answers) -> Verdict {
 
 /// Any object of RFC 3805, or a row of hrPrinterTable (RFC 2790).
 pub(crate) fn has_printer_mib(answers: &Answers) -> bool {
-    [mib::PRINT_MIB, mib::HR_PRINTER_STATUS, mib::HR_PRINTER_ERRORS].iter().any(|root| answers.first(root).is_some())
+    [mib::PRINT_MIB, mib::HR_PRINTER_STATUS, mib::HR_PRINTER_ERRORS]
+        .iter()
+        .any(|root| answers.first(root).is_some())
 }
 
 fn has_printer_device(answers: &Answers) -> bool {
@@ -102,7 +104,8 @@ fn by_descr(descr: &str) -> Verdict {
         let mut places = lower.match_indices(word.as_str());
         places.any(|(at, _)| lower[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric()))
     };
-    let begins = TABLE.brand.iter().flat_map(|brand| &brand.descr).any(|pattern| matches_start(&lower, pattern));
+    let begins =
+        TABLE.brand.iter().flat_map(|brand| &brand.descr).any(|pattern| matches_start(&lower, pattern));
     if begins || TABLE.judge.printer_words.iter().any(holds) {
         return Verdict::Printer;
     }

@@ -8,8 +8,8 @@
 
 mod answers;
 mod brand;
-mod judge;
 mod json;
+mod judge;
 mod mib;
 mod read;
 mod standard;
@@ -19,8 +19,12 @@ mod vendor;
 mod walk;
 
 #[cfg(test)]
+mod hardship;
+#[cfg(test)]
 mod recordings;
+#[cfg(test)]
+mod responder;
 
-pub use judge::{Verdict, judge, probe_oids};
 pub use json::{Place, device_json};
+pub use judge::{Verdict, judge, probe_oids};
 pub use read::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};

@@ -3,150 +3,17 @@
 //! The recordings stand outside the repository (`QUIRE_DEVICES`, else `../shared/devices` beside the workspace); where
 //! they are missing the tests say so and pass. Nothing here may know a recording by its name.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
-use proptest::prelude::*;
-use quire_proto::oid::Oid;
 use quire_proto::reading::{Reading, Supply, SupplyKind, SupplyState, Via};
 use serde_json::Value as Json;
 
-use super::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan, Verdict, judge, probe_oids};
-use crate::snmp::{Request, Response, Value, VarBind};
+use super::responder::{Manner, Responder};
+use super::{Verdict, judge, probe_oids};
+use crate::snmp::{Value, VarBind};
 
 /// Share of expected fields that must come out right, in tenths of a percent.
 const FLOOR_PER_MILLE: usize = 980;
-
-/// How a responder behaves.
-#[derive(Clone, Copy, PartialEq)]
-enum Manner {
-    Good,
-    /// Speaks SNMPv1: errors instead of exceptions.
-    V1,
-    /// GETBULK brings an empty answer.
-    NoBulk,
-    /// At most this many variable bindings, else tooBig.
-    Small(usize),
-}
-
-struct Responder {
-    objects: BTreeMap<Oid, Value>,
-    manner: Manner,
-}
-
-#[derive(Default)]
-struct Cost {
-    packets: usize,
-    octets: usize,
-}
-
-impl Responder {
-    fn load(path: &Path) -> Responder {
-        let text = String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
-        let objects = text.lines().filter_map(parse_line).collect();
-        Responder { objects, manner: Manner::Good }
-    }
-
-    fn next(&self, oid: &Oid) -> VarBind {
-        let mut after = self.objects.range((Bound::Excluded(oid.clone()), Bound::Unbounded));
-        match after.next() {
-            Some((oid, value)) => VarBind { oid: oid.clone(), value: value.clone() },
-            None => VarBind { oid: oid.clone(), value: Value::EndOfMibView },
-        }
-    }
-
-    fn get(&self, oid: &Oid) -> VarBind {
-        VarBind { oid: oid.clone(), value: self.objects.get(oid).cloned().unwrap_or(Value::NoSuchInstance) }
-    }
-
-    fn answer(&self, request: &Request) -> Response {
-        let varbinds: Vec<VarBind> = match request {
-            Request::Get(oids) => oids.iter().map(|oid| self.get(oid)).collect(),
-            Request::GetNext(oids) => oids.iter().map(|oid| self.next(oid)).collect(),
-            Request::GetBulk { .. } if self.manner == Manner::NoBulk => Vec::new(),
-            Request::GetBulk { non_repeaters, max_repetitions, oids } => {
-                assert!(self.manner != Manner::V1, "GETBULK does not exist in SNMPv1");
-                self.bulk(usize::from(*non_repeaters), usize::from(*max_repetitions), oids)
-            }
-        };
-        let failed = |error_status, error_index| Response { varbinds: Vec::new(), error_status, error_index };
-        match self.manner {
-            Manner::Small(most) if varbinds.len() > most => failed(1, 0),
-            Manner::V1 => match varbinds.iter().position(|v| !super::answers::has_value(&v.value)) {
-                Some(at) => failed(2, u32::try_from(at + 1).unwrap()),
-                None => Response { varbinds, error_status: 0, error_index: 0 },
-            },
-            Manner::Good | Manner::NoBulk | Manner::Small(_) => Response { varbinds, error_status: 0, error_index: 0 },
-        }
-    }
-
-    fn bulk(&self, non_repeaters: usize, repetitions: usize, oids: &[Oid]) -> Vec<VarBind> {
-        let (once, many) = oids.split_at(non_repeaters);
-        let mut varbinds: Vec<VarBind> = once.iter().map(|oid| self.next(oid)).collect();
-        let mut cursors = many.to_vec();
-        for _ in 0..repetitions {
-            for cursor in &mut cursors {
-                let varbind = self.next(cursor);
-                *cursor = varbind.oid.clone();
-                varbinds.push(varbind);
-            }
-        }
-        varbinds
-    }
-
-    fn read(&self, via: Via, plan: Option<ReadPlan>) -> (Finished, Cost) {
-        let mut read = Read::new(via, plan);
-        let mut cost = Cost::default();
-        while let Some(request) = read.poll_request() {
-            let response = self.answer(&request);
-            cost.packets += 1;
-            cost.octets += octets_of(&request) + 50 + response.varbinds.iter().map(size).sum::<usize>();
-            read.handle(Ok(response));
-        }
-        (read.finish(), cost)
-    }
-}
-
-/// Roughly what BER makes of a variable binding.
-fn size(varbind: &VarBind) -> usize {
-    let value = match &varbind.value {
-        Value::OctetString(bytes) | Value::Opaque(bytes) => bytes.len(),
-        Value::ObjectId(oid) => oid.arcs().len(),
-        Value::Counter64(_) => 8,
-        _ => 4,
-    };
-    varbind.oid.arcs().iter().map(|arc| if *arc < 128 { 1 } else { 2 }).sum::<usize>() + value + 6
-}
-
-fn octets_of(request: &Request) -> usize {
-    let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
-    50 + oids.iter().map(|oid| oid.arcs().len() + 6).sum::<usize>()
-}
-
-fn parse_line(line: &str) -> Option<(Oid, Value)> {
-    let mut parts = line.splitn(3, '|');
-    let oid: Oid = parts.next()?.parse().ok()?;
-    let tag = parts.next()?;
-    let text = parts.next()?;
-    let bytes = match tag.strip_suffix('x') {
-        Some(_) => (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect(),
-        None => text.as_bytes().to_vec(),
-    };
-    let value = match tag.trim_end_matches('x') {
-        "2" => Value::Integer(text.parse().ok()?),
-        "4" => Value::OctetString(bytes.into()),
-        "5" => Value::Null,
-        "6" => Value::ObjectId(text.parse().ok()?),
-        "64" => Value::OctetString(bytes.into()),
-        "65" => Value::Counter32(text.parse::<u64>().ok()? as u32),
-        "66" => Value::Gauge32(text.parse::<u64>().ok()? as u32),
-        "67" => Value::TimeTicks(text.parse::<u64>().ok()? as u32),
-        "70" => Value::Counter64(text.parse().ok()?),
-        _ => Value::Opaque(bytes.into()),
-    };
-    Some((oid, value))
-}
 
 fn devices() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/devices");
@@ -159,7 +26,8 @@ fn devices() -> Option<PathBuf> {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|ext| ext == "snmprec"));
     files.sort();
     files
@@ -196,13 +64,16 @@ fn bare_model(model: &str, vendor: &str) -> String {
 }
 
 fn text(row: &Json, key: &str) -> Option<String> {
-    row.get(key).and_then(|value| value.as_str().map(str::to_owned).or_else(|| value.as_u64().map(|n| n.to_string())))
+    row.get(key)
+        .and_then(|value| value.as_str().map(str::to_owned).or_else(|| value.as_u64().map(|n| n.to_string())))
 }
 
 fn compare(row: &Json, reading: &Reading) -> Tally {
     let mut tally = Tally::default();
-    let scrubbed: Vec<&str> =
-        row["scrubbed"].as_array().map(|list| list.iter().filter_map(Json::as_str).collect()).unwrap_or_default();
+    let scrubbed: Vec<&str> = row["scrubbed"]
+        .as_array()
+        .map(|list| list.iter().filter_map(Json::as_str).collect())
+        .unwrap_or_default();
     let facts = &reading.facts;
     let vendor = text(row, "vendor").unwrap_or_default();
     tally.compare("vendor", Some(vendor.clone()), facts.vendor.clone());
@@ -234,8 +105,11 @@ fn compare(row: &Json, reading: &Reading) -> Tally {
 
 fn compare_model(row: &Json, vendor: &str, found: Option<&str>, tally: &mut Tally) {
     let found = found.map(|model| bare_model(model, vendor));
-    let wanted: Vec<String> =
-        ["model", "model_derived"].iter().filter_map(|key| text(row, key)).map(|m| bare_model(&m, vendor)).collect();
+    let wanted: Vec<String> = ["model", "model_derived"]
+        .iter()
+        .filter_map(|key| text(row, key))
+        .map(|m| bare_model(&m, vendor))
+        .collect();
     let hit = found.as_ref().filter(|found| wanted.contains(found)).cloned();
     tally.compare("model", hit.clone().or_else(|| wanted.first().cloned()), hit.or(found));
 }
@@ -269,7 +143,8 @@ fn compare_supplies(row: &Json, found: &[Supply], tally: &mut Tally) {
     let mut left: Vec<&Supply> = found.iter().collect();
     for supply in &wanted {
         let name = supply["name"].as_str().unwrap_or_default();
-        let index: Option<u32> = supply["index"].as_str().and_then(|index| index.rsplit('.').next()?.parse().ok());
+        let index: Option<u32> =
+            supply["index"].as_str().and_then(|index| index.rsplit('.').next()?.parse().ok());
         let at = left.iter().position(|found| match index {
             Some(index) => found.index == index,
             None => found.name.eq_ignore_ascii_case(name),
@@ -324,7 +199,8 @@ fn compare_supply(wanted: &Json, found: &Supply, tally: &mut Tally) {
 #[test]
 fn every_recorded_printer_is_read_right() {
     let Some(folder) = devices() else { return };
-    let expected: Json = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let expected: Json =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let mut all = Tally::default();
     for path in files(&folder.join("recordings")) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -337,8 +213,12 @@ fn every_recorded_printer_is_read_right() {
         let (right, wrong) = (tally.right, tally.wrong.len());
         let (missing, invented) = (tally.missing.len(), tally.invented.len());
         let (packets, octets) = (cost.packets, cost.octets);
-        eprintln!("{right:4} right {wrong:2} wrong {missing:2} missing {invented:2} invented {packets:3} packets {octets:6} octets  {name}");
-        for (what, list) in [("wrong", &tally.wrong), ("missing", &tally.missing), ("invented", &tally.invented)] {
+        eprintln!(
+            "{right:4} right {wrong:2} wrong {missing:2} missing {invented:2} invented {packets:3} packets {octets:6} octets  {name}"
+        );
+        for (what, list) in
+            [("wrong", &tally.wrong), ("missing", &tally.missing), ("invented", &tally.invented)]
+        {
             list.iter().for_each(|line| eprintln!("        {what:8} {line}"));
         }
         all.right += tally.right;
@@ -420,70 +300,4 @@ fn system_descriptions_are_judged() {
     eprintln!("{right} of {all} system descriptions right, {taken} taken for printers");
     assert!(right * 100 >= all * 97);
     assert_eq!(taken, 0);
-}
-
-fn any_oid() -> impl Strategy<Value = Oid> {
-    let roots = prop::sample::select(vec![
-        vec![1, 3, 6, 1, 2, 1, 1, 1],
-        vec![1, 3, 6, 1, 2, 1, 1, 2],
-        vec![1, 3, 6, 1, 2, 1, 25, 3, 2, 1, 2],
-        vec![1, 3, 6, 1, 2, 1, 43, 11, 1, 1, 6],
-        vec![1, 3, 6, 1, 2, 1, 43, 11, 1, 1, 9],
-        vec![1, 3, 6, 1, 2, 1, 43, 16, 5, 1, 2],
-        vec![1, 3, 6, 1, 4, 1, 2435, 2, 3, 9, 4, 2, 1, 5, 5],
-        vec![1, 3, 6, 1, 4, 1, 367, 3, 2, 1, 2, 19, 5, 1],
-        vec![],
-    ]);
-    (roots, prop::collection::vec(0u32..20, 0..4)).prop_map(|(root, tail)| Oid::new(&[root, tail].concat()))
-}
-
-fn any_value() -> impl Strategy<Value = Value> {
-    prop_oneof![
-        any::<i64>().prop_map(Value::Integer),
-        prop::collection::vec(any::<u8>(), 0..30).prop_map(|bytes| Value::OctetString(bytes.into())),
-        "[ -~]{0,30}".prop_map(|text| Value::OctetString(text.into_bytes().into())),
-        any_oid().prop_map(Value::ObjectId),
-        any::<u32>().prop_map(Value::Counter32),
-        any::<u64>().prop_map(Value::Counter64),
-        Just(Value::EndOfMibView),
-        Just(Value::NoSuchInstance),
-        Just(Value::Null),
-    ]
-}
-
-fn any_answer() -> impl Strategy<Value = Result<Response, Miss>> {
-    let varbind = (any_oid(), any_value()).prop_map(|(oid, value)| VarBind { oid, value });
-    let response = (prop::collection::vec(varbind, 0..30), prop_oneof![8 => Just(0u32), 1 => 0u32..20], 0u32..30)
-        .prop_map(|(varbinds, error_status, error_index)| Ok(Response { varbinds, error_status, error_index }));
-    prop_oneof![20 => response, 1 => Just(Err(Miss::Silent))]
-}
-
-proptest! {
-    #[test]
-    fn hostile_answers_neither_panic_nor_loop(
-        answers in prop::collection::vec(any_answer(), 1..40),
-        echo in any::<bool>(),
-        via in prop::sample::select(vec![Via::SnmpV1, Via::SnmpV2c, Via::SnmpV3]),
-    ) {
-        let mut plan = None;
-        for _ in 0..3 {
-            let mut read = Read::new(via, plan.take());
-            let mut asked = 0;
-            while let Some(request) = read.poll_request() {
-                let mut answer = answers[asked % answers.len()].clone();
-                if let (true, Ok(response)) = (echo, &mut answer) {
-                    let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
-                    for (varbind, oid) in response.varbinds.iter_mut().zip(oids.iter().cycle()) {
-                        varbind.oid = oid.child(&[u32::try_from(asked).unwrap()]);
-                    }
-                }
-                read.handle(answer);
-                asked += 1;
-                prop_assert!(asked <= MAX_REQUESTS);
-            }
-            let finished = read.finish();
-            prop_assert!(finished.reading.iter().all(|reading| reading.supplies.len() < 5_000));
-            plan = Some(finished.plan);
-        }
-    }
 }

@@ -13,7 +13,7 @@ use super::answers::{Answers, number, object_id, octets, total};
 use super::brand;
 use super::judge::{Verdict, judge_answers};
 use super::supply::{self, unit_word};
-use super::vendor::{self, Family, Sourced};
+use super::vendor::{self, Family, Private, Sourced};
 use super::{mib, text};
 
 /// prtMarkerCounterUnit impressions: what a total counts unless something else is said.
@@ -61,9 +61,10 @@ fn read_facts(answers: &Answers, families: &[&'static Family], reading: &mut Rea
         let rule = rules.find(|rule| model.starts_with(rule.model.as_str()))?;
         Some((rule.brand.clone(), source.clone()))
     });
-    let name = scalar_text(answers, mib::SYS_NAME).or_else(|| field(answers, families, |family| &family.name));
-    let firmware =
-        field(answers, families, |family| &family.firmware).or_else(|| brand::sys_descr(answers).and_then(firmware_in));
+    let name =
+        scalar_text(answers, mib::SYS_NAME).or_else(|| field(answers, families, |family| &family.name));
+    let firmware = field(answers, families, |family| &family.firmware)
+        .or_else(|| brand::sys_descr(answers).and_then(firmware_in));
     reading.facts = Facts {
         vendor: keep(sources, "vendor", rebrand.or(vendor)),
         model: keep(sources, "model", model),
@@ -79,7 +80,11 @@ fn read_facts(answers: &Answers, families: &[&'static Family], reading: &mut Rea
     };
 }
 
-fn field(answers: &Answers, families: &[&'static Family], of: impl Fn(&Family) -> &[String]) -> Option<Sourced<String>> {
+fn field(
+    answers: &Answers,
+    families: &[&'static Family],
+    of: impl Fn(&Family) -> &[Private],
+) -> Option<Sourced<String>> {
     families.iter().find_map(|family| vendor::field_text(answers, of(family), None))
 }
 
@@ -111,7 +116,9 @@ fn read_mac(answers: &Answers) -> Option<Sourced<Mac>> {
     let faces: Vec<(Mac, &Oid, bool)> = answers
         .rows(mib::IF_PHYS_ADDRESS)
         .filter(|(row, _, _)| cell(mib::IF_TYPE, row).is_none_or(|kind| !NO_HARDWARE.contains(&kind)))
-        .filter_map(|(row, oid, value)| Some((mac(octets(value)?)?, oid, cell(mib::IF_OPER_STATUS, row) == Some(1))))
+        .filter_map(|(row, oid, value)| {
+            Some((mac(octets(value)?)?, oid, cell(mib::IF_OPER_STATUS, row) == Some(1)))
+        })
         .collect();
     let face = faces.iter().find(|(_, _, up)| *up).or_else(|| faces.first())?;
     Some((face.0, face.1.to_string()))
@@ -136,11 +143,17 @@ fn firmware_in((descr, source): Sourced<String>) -> Option<Sourced<String>> {
     let between = |start: &str, end: &[char]| {
         let rest = descr.split_once(start)?.1;
         let word = rest.split(end).next()?.trim();
-        (word.contains('.') && word.len() <= 40 && word.chars().any(|c| c.is_ascii_digit())).then(|| word.to_owned())
+        (word.contains('.') && word.len() <= 40 && word.chars().any(|c| c.is_ascii_digit()))
+            .then(|| word.to_owned())
     };
-    let attached = || between("Attached to ", &[':']).and_then(|card| Some(card.split_once(" Rev.")?.1.trim().to_owned()));
+    let attached = || {
+        between("Attached to ", &[':']).and_then(|card| Some(card.split_once(" Rev.")?.1.trim().to_owned()))
+    };
     let kernel = || descr.contains(" kernel ").then(|| between(" version ", &[' ']))?;
-    let version = attached().filter(|v| !v.is_empty()).or_else(kernel).or_else(|| between("Firmware Ver.", &[' ', ',']))?;
+    let version = attached()
+        .filter(|v| !v.is_empty())
+        .or_else(kernel)
+        .or_else(|| between("Firmware Ver.", &[' ', ',']))?;
     Some((version, source))
 }
 
@@ -220,7 +233,8 @@ fn read_condition(answers: &Answers, reading: &mut Reading) {
     let printer = answers.first(mib::HR_PRINTER_STATUS).and_then(|(oid, value)| Some((number(value)?, oid)));
     let joined = status(printer.as_ref().map(|(n, _)| *n), device.as_ref().map(|(n, _)| *n));
     if let Some(status) = joined {
-        let sources: Vec<String> = [printer, device].into_iter().flatten().map(|(_, oid)| oid.to_string()).collect();
+        let sources: Vec<String> =
+            [printer, device].into_iter().flatten().map(|(_, oid)| oid.to_string()).collect();
         reading.status = Some(status);
         reading.sources.insert("status".to_owned(), sources.join("+"));
     }
@@ -250,7 +264,12 @@ fn status(printer: Option<i64>, device: Option<i64>) -> Option<Status> {
 /// The set bits, the highest bit of the first octet being bit 0 (RFC 2790).
 fn conditions(octets: &[u8]) -> Vec<Condition> {
     let is_set = |bit: usize| octets.get(bit / 8).is_some_and(|octet| octet & (0x80 >> (bit % 8)) != 0);
-    Condition::ALL.iter().enumerate().filter(|(bit, _)| is_set(*bit)).map(|(_, condition)| *condition).collect()
+    Condition::ALL
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| is_set(*bit))
+        .map(|(_, condition)| *condition)
+        .collect()
 }
 
 /// prtConsoleDisplayBufferText, its lines joined; else the vendor's panel text.
@@ -270,7 +289,8 @@ fn read_display(answers: &Answers, families: &[&'static Family]) -> Option<Sourc
 /// True when the row of the printer in hrDeviceTable is found, so that no further rows need be asked.
 pub(crate) fn device_row_is_known(answers: &Answers) -> bool {
     let printer = mib::oid(mib::HR_DEVICE_PRINTER);
-    let typed = answers.rows(mib::HR_DEVICE_TYPE).any(|(_, _, value)| object_id(value).as_ref() == Some(&printer));
+    let typed =
+        answers.rows(mib::HR_DEVICE_TYPE).any(|(_, _, value)| object_id(value).as_ref() == Some(&printer));
     let index = brand::device_index(answers);
     typed || index.is_some_and(|index| answers.get(&mib::oid(mib::HR_DEVICE_DESCR).child(&[index])).is_some())
 }
@@ -309,10 +329,14 @@ mod tests {
 
     #[test]
     fn firmware_stands_between_marks() {
-        let firmware = |descr: &str| firmware_in((descr.to_owned(), String::new())).map(|(version, _)| version);
+        let firmware =
+            |descr: &str| firmware_in((descr.to_owned(), String::new())).map(|(version, _)| version);
         assert_eq!(firmware("Lexmark T640 version NS.NP.N219 kernel 2.6.6 All-N-1").unwrap(), "NS.NP.N219");
         assert_eq!(firmware("Brother NC-6800h, Firmware Ver.1.01  (08.12.12),MID").unwrap(), "1.01");
-        assert_eq!(firmware("OKI OkiLAN Rev.00.69 PrintServer: Attached to MC873 Rev.07.87 : C").unwrap(), "07.87");
+        assert_eq!(
+            firmware("OKI OkiLAN Rev.00.69 PrintServer: Attached to MC873 Rev.07.87 : C").unwrap(),
+            "07.87"
+        );
         assert_eq!(firmware("Brother NC-8700w, Firmware Ver.Y  ,MID 84E-822"), None);
         assert_eq!(firmware("Canon LBP"), None);
     }

@@ -41,7 +41,8 @@ fn read_row(answers: &Answers, families: &[&Family], charset: Option<i64>, row: 
     let cell = |root: &[u32]| answers.get(&mib::oid(root).child(row));
     let integer = |root: &[u32]| cell(root).and_then(number);
     let name_oid = mib::oid(mib::SUPPLY_DESCR).child(row);
-    let name = cell(mib::SUPPLY_DESCR).and_then(octets).and_then(|o| text::clean(o, charset)).unwrap_or_default();
+    let name =
+        cell(mib::SUPPLY_DESCR).and_then(octets).and_then(|o| text::clean(o, charset)).unwrap_or_default();
     let class = integer(mib::SUPPLY_CLASS);
     let unit = integer(mib::SUPPLY_UNIT);
     let level = integer(mib::SUPPLY_LEVEL);
@@ -110,7 +111,13 @@ fn colorant(answers: &Answers, row: &[u32], index: i64) -> Option<String> {
 const COLORS: [(&str, &[&str]); 9] = [
     ("light cyan", &["light cyan", "photo cyan"]),
     ("light magenta", &["light magenta", "photo magenta"]),
-    ("black", &["black", "schwarz", "noir", "noire", "nero", "negro", "preto", "zwart", "svart", "sort", "musta", "czarny"]),
+    (
+        "black",
+        &[
+            "black", "schwarz", "noir", "noire", "nero", "negro", "preto", "zwart", "svart", "sort", "musta",
+            "czarny",
+        ],
+    ),
     ("cyan", &["cyan", "ciano", "cian", "cyaan"]),
     ("magenta", &["magenta"]),
     ("yellow", &["yellow", "gelb", "jaune", "giallo", "amarillo", "amarelo", "geel", "gul", "keltainen"]),
@@ -172,7 +179,10 @@ fn kind_of_name(class: Option<i64>, unit: Option<i64>, name: &str) -> SupplyKind
         SupplyKind::Drum
     } else if has(&["toner"]) {
         SupplyKind::Toner
-    } else if name.split(|c: char| !c.is_alphabetic()).any(|word| word == "ink" || word == "tinte" || word == "encre") {
+    } else if name
+        .split(|c: char| !c.is_alphabetic())
+        .any(|word| word == "ink" || word == "tinte" || word == "encre")
+    {
         SupplyKind::Ink
     } else if color_word(name).is_some() && unit == TENTHS_OF_MILLILITERS {
         SupplyKind::Ink

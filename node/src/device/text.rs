@@ -18,7 +18,9 @@ pub(crate) fn clean(octets: &[u8], charset: Option<i64>) -> Option<String> {
         Err(_) => decode(octets, charset),
     };
     let text: String = text.chars().map(|c| if c.is_control() { '\u{1}' } else { c }).collect();
-    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{1}' || c == '\u{feff}').replace('\u{1}', " ");
+    let text = text
+        .trim_matches(|c: char| c.is_whitespace() || c == '\u{1}' || c == '\u{feff}')
+        .replace('\u{1}', " ");
     (!text.is_empty()).then_some(text)
 }
 
@@ -91,7 +93,8 @@ pub(crate) fn device_id<'a>(id: &'a str, keys: &[&str]) -> Option<&'a str> {
     id.split(';').find_map(|pair| {
         let (key, value) = pair.split_once(':')?;
         let value = value.trim();
-        (keys.iter().any(|wanted| key.trim().eq_ignore_ascii_case(wanted)) && !value.is_empty()).then_some(value)
+        (keys.iter().any(|wanted| key.trim().eq_ignore_ascii_case(wanted)) && !value.is_empty())
+            .then_some(value)
     })
 }
 
@@ -100,7 +103,11 @@ pub(crate) fn serial(text: &str) -> Option<String> {
     let text = text.trim();
     let letters: Vec<char> = text.chars().filter(|c| c.is_alphanumeric()).collect();
     let one_letter = letters.iter().all(|c| *c == letters[0]);
-    if letters.len() < 3 || text.len() > 64 || one_letter || text.chars().any(|c| !c.is_ascii_graphic() && c != ' ') {
+    if letters.len() < 3
+        || text.len() > 64
+        || one_letter
+        || text.chars().any(|c| !c.is_ascii_graphic() && c != ' ')
+    {
         return None;
     }
     const JUNK: [&str; 14] = [
@@ -160,7 +167,9 @@ mod tests {
 
     #[test]
     fn placeholders_are_no_serials() {
-        for junk in ["N/A", "", "0000000000", "XXXXXXXXXX", "   ", "unknown", "--", "1234567890", "12", "none"] {
+        for junk in
+            ["N/A", "", "0000000000", "XXXXXXXXXX", "   ", "unknown", "--", "1234567890", "12", "none"]
+        {
             assert_eq!(serial(junk), None, "{junk}");
         }
         assert_eq!(serial(" VNB3J12345 ").unwrap(), "VNB3J12345");

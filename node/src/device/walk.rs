@@ -108,7 +108,10 @@ impl Walk {
             }
             moved = true;
             // RFC 3416 section 4.2.2: names increase; one that does not would be walked for ever.
-            if varbind.oid.starts_with(&column.root) && varbind.oid > column.cursor && has_value(&varbind.value) {
+            if varbind.oid.starts_with(&column.root)
+                && varbind.oid > column.cursor
+                && has_value(&varbind.value)
+            {
                 answers.insert(varbind);
                 column.cursor = varbind.oid.clone();
                 column.left -= 1;
@@ -135,7 +138,8 @@ impl Walk {
     }
 
     fn handle_error(&mut self, response: &Response) {
-        let offender = (response.error_index as usize).checked_sub(1).and_then(|at| self.asked.get(at).copied());
+        let offender =
+            (response.error_index as usize).checked_sub(1).and_then(|at| self.asked.get(at).copied());
         match (response.error_status, offender) {
             (TOO_BIG, _) if self.bulk && self.repetitions > 1 => self.repetitions /= 2,
             (TOO_BIG, _) if self.asked.len() > 1 => self.width = self.asked.len() / 2,
