@@ -51,7 +51,7 @@ pub(crate) fn device_ids(answers: &Answers) -> Vec<Sourced<String>> {
     let mut ids: Vec<Sourced<String>> = Vec::new();
     ids.extend(answers.first(mib::PPM_DEVICE_ID).and_then(|(oid, _)| instance_text(answers, &oid)));
     let private = TABLE.family.iter().flat_map(|family| &family.device_id).chain(&TABLE.common.device_id);
-    ids.extend(private.filter_map(|entry| instance_text(answers, &vendor::oid(entry))));
+    ids.extend(private.filter_map(|entry| instance_text(answers, &entry.0)));
     ids.extend(sys_descr(answers).filter(|(text, _)| text::device_id(text, &["MDL", "MODEL"]).is_some()));
     ids
 }
@@ -131,28 +131,15 @@ fn from_device_descr(answers: &Answers, serial: Option<&str>) -> Option<Sourced<
     (!model.is_empty()).then(|| (model.to_owned(), source))
 }
 
-/// Texts of sysDescr that name a network card or a product line, not a model.
-const CARDS: [&str; 9] = [
-    "print server",
-    "printserver",
-    "printer server",
-    "printing system",
-    "built-in",
-    "ethernet multi-environment",
-    "zebranet",
-    "printer i/f",
-    ", firmware ver",
-];
-
 fn from_sys_descr(answers: &Answers) -> Option<Sourced<String>> {
     let (descr, source) = sys_descr(answers)?;
-    for (mark, end) in [("Attached to ", " Rev"), ("PID:", ",")] {
-        if let Some((_, rest)) = descr.split_once(mark) {
-            let model = rest.split(end).next().unwrap_or_default().trim();
+    for (mark, end) in &TABLE.common.model_marks {
+        if let Some((_, rest)) = descr.split_once(mark.as_str()) {
+            let model = rest.split(end.as_str()).next().unwrap_or_default().trim();
             return (!model.is_empty()).then(|| (model.to_owned(), source));
         }
     }
-    if CARDS.iter().any(|card| text::find_ascii(&descr, card).is_some()) {
+    if TABLE.common.cards.iter().any(|card| text::find_ascii(&descr, card).is_some()) {
         return None;
     }
     let (brand, _) = brand(answers)?;
@@ -185,7 +172,7 @@ fn is_version(word: &str) -> bool {
 fn from_object_id(answers: &Answers, families: &[&Family]) -> Option<Sourced<String>> {
     let oid = sys_object_id(answers)?;
     families.iter().find_map(|family| {
-        let rest = oid.suffix(&vendor::oid(family.object_id_name.as_ref()?))?;
+        let rest = oid.suffix(&family.object_id_name.as_ref()?.0)?;
         let (length, letters) = rest.split_first()?;
         let name: Option<String> = letters.iter().map(|arc| char::from_u32(*arc)).collect();
         let name =

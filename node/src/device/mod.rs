@@ -20,9 +20,13 @@ mod vendor;
 mod walk;
 
 #[cfg(test)]
+mod hardship;
+#[cfg(test)]
 mod recordings;
+#[cfg(test)]
+mod responder;
 
-pub use drive::{read, via};
 pub use json::{Place, device_json};
+pub use drive::{read, via};
 pub use judge::{Verdict, glance, judge, probe_oids};
 pub use read::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};

@@ -13,7 +13,7 @@ use super::answers::{Answers, number, object_id, octets, total};
 use super::brand;
 use super::judge::{Verdict, judge_answers};
 use super::supply::{self, unit_word};
-use super::vendor::{self, Family, Sourced};
+use super::vendor::{self, Family, Private, Sourced};
 use super::{mib, text};
 
 /// prtMarkerCounterUnit impressions: what a total counts unless something else is said.
@@ -83,7 +83,7 @@ fn read_facts(answers: &Answers, families: &[&'static Family], reading: &mut Rea
 fn field(
     answers: &Answers,
     families: &[&'static Family],
-    of: impl Fn(&Family) -> &[String],
+    of: impl Fn(&Family) -> &[Private],
 ) -> Option<Sourced<String>> {
     families.iter().find_map(|family| vendor::field_text(answers, of(family), None))
 }
