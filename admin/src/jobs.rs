@@ -150,7 +150,10 @@ impl Store {
     }
 
     /// Every job, oldest first.
-    pub(crate) async fn jobs(&self, site: Option<&str>) -> Result<Vec<JobLine>, StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails.
+    pub async fn jobs(&self, site: Option<&str>) -> Result<Vec<JobLine>, StoreError> {
         let rows: Vec<JobRow> = sqlx::query_as(
             "SELECT j.id, s.name, j.kind, CASE j.kind WHEN 'settings' THEN '' ELSE j.argument END, j.state,
                     j.created_at_ms, j.sent_at_ms, j.closed_at_ms, j.detail

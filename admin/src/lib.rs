@@ -15,6 +15,7 @@ mod intake;
 pub mod jobs;
 mod link;
 mod listener;
+pub mod listing;
 mod secret;
 pub mod store;
 pub mod tls;

@@ -124,6 +124,9 @@ enum End {
 impl From<LinkError> for End {
     fn from(error: LinkError) -> Self {
         match error {
+            LinkError::Store(StoreError::Range(number)) => {
+                End::Refused(Refusal::Malformed(format!("{number} is out of range")))
+            }
             LinkError::Store(error) => End::Failed(error),
             LinkError::Refused(refusal) => End::Refused(refusal),
         }
@@ -342,11 +345,8 @@ impl Session {
             End::Refused(refusal) => {
                 tracing::warn!(site, node = self.identity.node, %refusal, "link refused");
                 metrics::counter!("quire_admin_refused_total", "reason" => refusal.word()).increment(1);
-                let epoch = match refusal {
-                    Refusal::Epoch { highest } | Refusal::Replaced { highest } => highest,
-                    _ => 0,
-                };
-                Ok(answer(to_site::What::Refused(Refused { reason: refusal.to_string(), epoch })))
+                let (reason, epoch) = (refusal.to_string(), refusal.highest());
+                Ok(answer(to_site::What::Refused(Refused { reason, epoch })))
             }
             End::Failed(error) => {
                 tracing::error!(site, %error, "link failed");

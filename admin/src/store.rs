@@ -112,6 +112,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The epoch that stands against the caller's; 0 where epochs are not the matter.
+    pub(crate) fn highest(&self) -> u64 {
+        if let Refusal::Epoch { highest } | Refusal::Replaced { highest } = self { *highest } else { 0 }
+    }
+
     /// The word before the colon, for metrics.
     pub(crate) fn word(&self) -> &'static str {
         match self {
