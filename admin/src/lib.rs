@@ -16,9 +16,11 @@ pub mod jobs;
 mod link;
 mod listener;
 pub mod listing;
+mod print;
 mod secret;
 pub mod store;
 pub mod tls;
+pub mod users;
 
 use std::fs::File;
 use std::net::SocketAddr;
