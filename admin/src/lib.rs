@@ -8,14 +8,17 @@
 //! Architecture Invariant: what a site is told to be received is on disk; a site has one stream, that of the
 //! highest epoch ever accepted.
 
-mod clock;
+mod api;
 pub mod cli;
+mod clock;
+mod console;
 mod enroll;
 mod intake;
 pub mod jobs;
 mod link;
 mod listener;
 pub mod listing;
+mod pages;
 mod print;
 mod secret;
 pub mod store;
@@ -88,7 +91,12 @@ impl Server {
         let config = authority.server_config(dir, clock::now())?;
         let listener = bind(options.listen).await?;
         let links = Arc::new(Links::new(Arc::clone(&authority), store.clone(), stop.clone()));
-        let (listen, console) = (listener.local_addr()?, options.console);
+        let console_listener = bind(options.console).await?;
+        let (listen, console) = (listener.local_addr()?, console_listener.local_addr()?);
+        // Before the first counter counts.
+        if console::recorder().is_none() {
+            tracing::warn!("another recorder of metrics is installed: /metrics stays empty");
+        }
         let mut tasks = JoinSet::new();
         let incoming = listener::incoming(listener, config, stop.clone());
         let enrollment =
@@ -105,6 +113,8 @@ impl Server {
             )
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         tasks.spawn(async move { ("link", serving.await.context("serve the link")) });
+        let pages = console::serve(console_listener, store.clone(), stop.clone());
+        tasks.spawn(async move { ("console", pages.await) });
         tasks.spawn(watch(store.clone(), links, stop.clone()));
         Ok(Server { listen, console, pin: authority.pin(), tasks, store, stop, _lock: lock })
     }

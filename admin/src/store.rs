@@ -4,6 +4,7 @@
 //! moves in the same transaction as the readings that it covers. Writers are one connection a process,
 //! readers never block it (WAL). Nothing here knows of TLS, gRPC or HTTP.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -198,9 +199,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the file cannot be opened, is damaged or was written by a newer version.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join("admin.db");
+        // SQLite makes its side files with the mode of the database itself.
+        let made = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        made.map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
-            .filename(dir.join("admin.db"))
-            .create_if_missing(true)
+            .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
