@@ -260,8 +260,7 @@ async fn serve(dir: &Path, options: &Serve) -> anyhow::Result<()> {
         tracing::info!("stopping");
         signalled.cancel();
     });
-    let options =
-        Options { data_dir: dir.to_owned(), listen: options.listen, console: options.console };
+    let options = Options { data_dir: dir.to_owned(), listen: options.listen, console: options.console };
     crate::run(&options, stop).await
 }
 
@@ -440,7 +439,12 @@ const JOBS: &[Column] = &[
     ("CLOSED", "/closed_at"),
     ("DETAIL", "/detail"),
 ];
-const ALERTS: &[Column] =
-    &[("SITE", "/site"), ("DEVICE", "/device"), ("NAME", "/name"), ("STATE", "/state"), ("RAISED", "/raised_at")];
+const ALERTS: &[Column] = &[
+    ("SITE", "/site"),
+    ("DEVICE", "/device"),
+    ("NAME", "/name"),
+    ("STATE", "/state"),
+    ("RAISED", "/raised_at"),
+];
 const BUNDLES: &[Column] =
     &[("SITE", "/site"), ("NAME", "/name"), ("OCTETS", "/octets"), ("RECEIVED", "/received_at")];

@@ -142,7 +142,8 @@ fn is_this_machine(host: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Lets in who holds a token, or whoever is on the machine itself.
@@ -179,9 +180,10 @@ fn token(headers: &HeaderMap) -> Option<&str> {
         .and_then(|value| value.strip_prefix("Bearer "));
     let cookie = || {
         let cookies = headers.get(header::COOKIE).and_then(|value| value.to_str().ok())?;
-        cookies.split(';').filter_map(|cookie| cookie.trim().split_once('=')).find_map(|(name, value)| {
-            (name == COOKIE).then_some(value)
-        })
+        cookies
+            .split(';')
+            .filter_map(|cookie| cookie.trim().split_once('='))
+            .find_map(|(name, value)| (name == COOKIE).then_some(value))
     };
     bearer.map(str::trim).or_else(cookie)
 }
@@ -198,7 +200,9 @@ async fn log_in(State(console): State<Console>, headers: HeaderMap, Form(login):
     }
     match console.store.role(token).await {
         // What passed as a token has only letters, digits and underscores.
-        Ok(Some(_)) => with_cookie(&format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age=604800")),
+        Ok(Some(_)) => {
+            with_cookie(&format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age=604800"))
+        }
         Ok(None) => (StatusCode::FORBIDDEN, pages::refused_login()).into_response(),
         Err(error) => PageError::Store(error).into_response(),
     }
@@ -284,7 +288,9 @@ mod tests {
         for host in ["localhost:80", "127.0.0.1:8480", "127.9.9.9", "[::1]:8480", "LOCALHOST"] {
             assert!(is_this_machine(host), "{host}");
         }
-        for host in ["", "evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[::2]:1", "localhost.evil:1"] {
+        for host in
+            ["", "evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[::2]:1", "localhost.evil:1"]
+        {
             assert!(!is_this_machine(host), "{host}");
         }
     }

@@ -80,7 +80,8 @@ impl EnrollmentService {
                 tracing::error!(error = format!("{error:#}"), "sign a certificate");
                 Status::internal("signing failed")
             })?;
-            certificates.push(IssuedCertificate { node: request.node, certificate_der: certificate_der.into() });
+            certificates
+                .push(IssuedCertificate { node: request.node, certificate_der: certificate_der.into() });
         }
         tracing::info!(site, cluster = request.cluster_name, nodes = certificates.len(), "site enrolled");
         let ca_certificate_der = self.authority.certificate().to_vec().into();

@@ -86,7 +86,8 @@ impl Server {
         let dir = &options.data_dir;
         let authority = Arc::new(Authority::open(dir, clock::now())?);
         let lock = lock(dir)?;
-        let store = Store::open(dir).await.with_context(|| format!("open the database in {}", dir.display()))?;
+        let store =
+            Store::open(dir).await.with_context(|| format!("open the database in {}", dir.display()))?;
         store.clear_links().await.context("forget old links")?;
         let config = authority.server_config(dir, clock::now())?;
         let listener = bind(options.listen).await?;
@@ -99,8 +100,11 @@ impl Server {
         }
         let mut tasks = JoinSet::new();
         let incoming = listener::incoming(listener, config, stop.clone());
-        let enrollment =
-            EnrollmentService { authority: Arc::clone(&authority), store: store.clone(), wrong: Default::default() };
+        let enrollment = EnrollmentService {
+            authority: Arc::clone(&authority),
+            store: store.clone(),
+            wrong: Default::default(),
+        };
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
@@ -174,9 +178,7 @@ pub async fn run(options: &Options, stop: CancellationToken) -> anyhow::Result<(
     server.wait().await
 }
 
-fn flatten(
-    ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>,
-) -> anyhow::Result<()> {
+fn flatten(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Result<()> {
     let (name, result) = ended.context("run a task")?;
     result.with_context(|| format!("task {name}"))
 }

@@ -375,7 +375,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the store fails.
-    pub async fn history(&self, site: &str, device: &str, limit: u32) -> Result<Vec<ReadingLine>, StoreError> {
+    pub async fn history(
+        &self,
+        site: &str,
+        device: &str,
+        limit: u32,
+    ) -> Result<Vec<ReadingLine>, StoreError> {
         let rows: Vec<ReadingRow> = sqlx::query_as(
             "SELECT r.key, s.name AS site, r.id, r.device, r.unit, r.at_ms, coalesce(n.name, r.node) AS node,
                     r.epoch, r.reading

@@ -271,12 +271,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn revoke_site(&self, name: &str, now: Millis) -> Result<bool, StoreError> {
-        let done =
-            sqlx::query("UPDATE sites SET revoked_at_ms = ? WHERE name = ? AND revoked_at_ms IS NULL")
-                .bind(int(now.0)?)
-                .bind(name)
-                .execute(&self.write)
-                .await?;
+        let done = sqlx::query("UPDATE sites SET revoked_at_ms = ? WHERE name = ? AND revoked_at_ms IS NULL")
+            .bind(int(now.0)?)
+            .bind(name)
+            .execute(&self.write)
+            .await?;
         self.changed();
         Ok(done.rows_affected() > 0)
     }
@@ -302,7 +301,8 @@ impl Store {
             None if uint(site.code_expires_ms) < now.0 => return Err(RegisterError::Expired),
             None => {}
         }
-        let other = sqlx::query_scalar("SELECT name FROM sites WHERE cluster_id = ? AND revoked_at_ms IS NULL");
+        let other =
+            sqlx::query_scalar("SELECT name FROM sites WHERE cluster_id = ? AND revoked_at_ms IS NULL");
         if let Some(name) = other.bind(registration.cluster_id).fetch_optional(&mut *tx).await? {
             return Err(RegisterError::Enrolled(name));
         }
@@ -361,17 +361,16 @@ struct CodeRow {
 }
 
 /// Compares with every code in the same time, so that a caller learns nothing from how long it took.
-async fn find_code(
-    tx: &mut Transaction<'_, Sqlite>,
-    code: &str,
-) -> Result<Option<CodeRow>, sqlx::Error> {
+async fn find_code(tx: &mut Transaction<'_, Sqlite>, code: &str) -> Result<Option<CodeRow>, sqlx::Error> {
     let hash = secret::sha256(secret::ungrouped(code).as_bytes());
     let rows: Vec<CodeRow> = sqlx::query_as(
         "SELECT key, id, name, code_sha256, code_expires_ms, request_sha256 FROM sites WHERE revoked_at_ms IS NULL",
     )
     .fetch_all(&mut **tx)
     .await?;
-    Ok(rows.into_iter().fold(None, |found, row| if secret::same(&row.code_sha256, &hash) { Some(row) } else { found }))
+    Ok(rows
+        .into_iter()
+        .fold(None, |found, row| if secret::same(&row.code_sha256, &hash) { Some(row) } else { found }))
 }
 
 async fn put_node(

@@ -187,7 +187,9 @@ async fn gaps_are_refused_and_store_nothing() {
     let (_dir, admin, cluster) = enrolled().await;
     let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
     assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
-    link.batch(5, 12, entries(12, 14)).await.map(|answer| assert!(matches!(answer, to_site::What::Refused(_))));
+    link.batch(5, 12, entries(12, 14))
+        .await
+        .map(|answer| assert!(matches!(answer, to_site::What::Refused(_))));
     assert_eq!(admin.store.count_readings(None).await.unwrap(), 10);
     // An entry that lies about its number, within a batch.
     let (mut link, through) = cluster.welcomed(admin.listen, 1, 5).await;
@@ -313,11 +315,15 @@ async fn hostile_messages_end_their_stream_and_nothing_else() {
         (u64::MAX, vec![entry(u64::MAX), entry(1)]),
         (u64::MAX, vec![entry(u64::MAX)]),
         (1, vec![Vec::new(); 6000]),
-        (1, vec![{
-            let mut entry: quire_proto::store::OutboxEntry = prost::Message::decode(&entry(1)[..]).unwrap();
-            entry.row.as_mut().unwrap().reading = Bytes::from_static(&[0xff; 9]);
-            prost::Message::encode_to_vec(&entry)
-        }]),
+        (
+            1,
+            vec![{
+                let mut entry: quire_proto::store::OutboxEntry =
+                    prost::Message::decode(&entry(1)[..]).unwrap();
+                entry.row.as_mut().unwrap().reading = Bytes::from_static(&[0xff; 9]);
+                prost::Message::encode_to_vec(&entry)
+            }],
+        ),
     ];
     for (first_seq, entries) in hostile {
         let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;

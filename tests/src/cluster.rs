@@ -222,7 +222,11 @@ impl Cluster {
             for node in self.nodes.iter().filter(|node| node.process.is_some()) {
                 let status = self.status_of(&node.name)?;
                 let alive = status.members.iter().filter(|member| member.alive).count();
-                ensure!(status.quorum && status.leader.is_some(), "{} knows no leader: {status:?}", node.name);
+                ensure!(
+                    status.quorum && status.leader.is_some(),
+                    "{} knows no leader: {status:?}",
+                    node.name
+                );
                 ensure!(alive == self.nodes.len(), "{} sees {alive} nodes: {status:?}", node.name);
             }
             Ok(())
@@ -451,7 +455,12 @@ impl Cluster {
             let ended = process.terminate(GOODBYE);
             errors.extend(process.errors());
             let status = ended?;
-            ensure!(status.success(), "{} ended with {status} after SIGTERM\n{}", process.name(), process.tail());
+            ensure!(
+                status.success(),
+                "{} ended with {status} after SIGTERM\n{}",
+                process.name(),
+                process.tail()
+            );
         }
         errors.retain(|line| !self.announced.iter().any(|known| line.contains(known)));
         ensure!(errors.is_empty(), "ERROR lines that nobody announced:\n{}", errors.join("\n"));

@@ -305,7 +305,11 @@ impl Device {
                 Some((_, row)) => self.push(&mut varbinds, row, now),
                 None if request.version == V1 => return fail(out, request, status::NO_SUCH_NAME, n + 1),
                 None => {
-                    ber::push_varbind(&mut varbinds, &ber::encode_oid(name), Value::Empty(tag::END_OF_MIB_VIEW));
+                    ber::push_varbind(
+                        &mut varbinds,
+                        &ber::encode_oid(name),
+                        Value::Empty(tag::END_OF_MIB_VIEW),
+                    );
                 }
             }
         }
@@ -361,7 +365,9 @@ impl Device {
 
     /// The first row at or behind `at` that the version can carry: SNMPv1 has no Counter64 (RFC 3584 §4.2.2.1).
     fn next(&self, at: usize, version: u8) -> Option<(usize, &Row)> {
-        (at..).map_while(|at| self.table.row(at).map(|row| (at, row))).find(|(_, row)| fits_version(row, version))
+        (at..)
+            .map_while(|at| self.table.row(at).map(|row| (at, row)))
+            .find(|(_, row)| fits_version(row, version))
     }
 
     /// Octets for varbinds: the header takes 40 and the community.
@@ -417,7 +423,8 @@ impl Device {
     }
 
     fn fill(&self, text: &str) -> String {
-        text.replace("{serial}", self.truth.serial.as_deref().unwrap_or_default()).replace("{mac}", &self.truth.mac)
+        text.replace("{serial}", self.truth.serial.as_deref().unwrap_or_default())
+            .replace("{mac}", &self.truth.mac)
     }
 
     /// Ports behind the first have locally administered addresses.

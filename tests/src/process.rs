@@ -123,7 +123,11 @@ impl Process {
     /// Lines of level ERROR, and panics: each means that a human must look.
     #[must_use]
     pub fn errors(&self) -> Vec<String> {
-        self.log().lines().filter(|line| is_error(line)).map(|line| format!("{}: {line}", self.name)).collect()
+        self.log()
+            .lines()
+            .filter(|line| is_error(line))
+            .map(|line| format!("{}: {line}", self.name))
+            .collect()
     }
 }
 
@@ -138,7 +142,8 @@ impl Drop for Process {
 }
 
 fn is_error(line: &str) -> bool {
-    let level = line.split_whitespace().take(3).any(|word| word == "ERROR") || line.contains("\"level\":\"ERROR\"");
+    let level =
+        line.split_whitespace().take(3).any(|word| word == "ERROR") || line.contains("\"level\":\"ERROR\"");
     level || (line.starts_with("thread '") && line.contains("panicked at"))
 }
 
@@ -191,7 +196,8 @@ impl Output {
     /// stdout as one JSON value a line.
     pub fn json(self) -> Result<Vec<serde_json::Value>> {
         let command = self.command.clone();
-        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("{command} printed {line:?}"));
+        let parse =
+            |line: &str| serde_json::from_str(line).with_context(|| format!("{command} printed {line:?}"));
         self.ok()?.lines().map(parse).collect()
     }
 }
@@ -221,7 +227,12 @@ pub fn run<S: AsRef<OsStr>>(program: &Path, args: &[S], patience: Duration) -> R
         std::thread::sleep(pause);
         pause = (pause * 2).min(POLL);
     };
-    Ok(Output { command: line, code: status.code().unwrap_or(-1), stdout: text(stdout)?, stderr: text(stderr)? })
+    Ok(Output {
+        command: line,
+        code: status.code().unwrap_or(-1),
+        stdout: text(stdout)?,
+        stderr: text(stderr)?,
+    })
 }
 
 fn text(mut file: File) -> Result<String> {
@@ -293,7 +304,8 @@ mod tests {
     #[test]
     fn a_dropped_process_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let process = Process::start("sleep", Path::new("/bin/sleep"), &["60"], &dir.path().join("log")).unwrap();
+        let process =
+            Process::start("sleep", Path::new("/bin/sleep"), &["60"], &dir.path().join("log")).unwrap();
         let id = process.id();
         assert!(lives(id));
         drop(process);

@@ -127,7 +127,10 @@ fn client(pin: &str) -> rustls::ConfigBuilder<ClientConfig, rustls::client::Want
         .with_custom_certificate_verifier(Arc::new(Pinned(pin.to_owned())))
 }
 
-pub async fn connect(address: SocketAddr, mut config: ClientConfig) -> Result<Channel, tonic::transport::Error> {
+pub async fn connect(
+    address: SocketAddr,
+    mut config: ClientConfig,
+) -> Result<Channel, tonic::transport::Error> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = TlsConnector::from(Arc::new(config));
     let dial = tower::service_fn(move |_| {
@@ -254,7 +257,12 @@ impl Link {
         answer.map(|answer| answer.and_then(|answer| answer.what)).map_err(|status| status.code())
     }
 
-    pub async fn batch(&mut self, epoch: u64, first_seq: u64, entries: Vec<Vec<u8>>) -> Option<to_site::What> {
+    pub async fn batch(
+        &mut self,
+        epoch: u64,
+        first_seq: u64,
+        entries: Vec<Vec<u8>>,
+    ) -> Option<to_site::What> {
         let entries = entries.into_iter().map(Into::into).collect();
         self.send(epoch, from_site::What::Batch(Batch { first_seq, entries })).await;
         self.next().await

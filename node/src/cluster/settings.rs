@@ -48,7 +48,8 @@ impl Cluster {
             return Ok(Some(Arc::clone(settings)));
         }
         let keys = self.keys();
-        let clear = settings::open_secrets(&meta.settings_toml, &mut |path, sealed| open(keys, path, sealed))?;
+        let clear =
+            settings::open_secrets(&meta.settings_toml, &mut |path, sealed| open(keys, path, sealed))?;
         let settings = Arc::new(Settings::parse(&clear)?);
         *latest = Some((meta.settings_index, Arc::clone(&settings)));
         Ok(Some(settings))

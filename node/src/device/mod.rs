@@ -26,7 +26,7 @@ mod recordings;
 #[cfg(test)]
 mod responder;
 
-pub use json::{Place, device_json};
 pub use drive::{read, via};
+pub use json::{Place, device_json};
 pub use judge::{Verdict, glance, judge, probe_oids};
 pub use read::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};
