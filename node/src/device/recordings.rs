@@ -3,6 +3,8 @@
 //! The recordings stand outside the repository (`QUIRE_DEVICES`, else `../shared/devices` beside the workspace); where
 //! they are missing the tests say so and pass. Nothing here may know a recording by its name.
 
+#![expect(clippy::print_stderr, reason = "the tables are read by people, with --nocapture")]
+
 use std::path::{Path, PathBuf};
 
 use quire_proto::reading::{Reading, Supply, SupplyKind, SupplyState, Via};

@@ -103,6 +103,7 @@ pub(crate) struct Family {
     pub(crate) duplex: Vec<Sum>,
     pub(crate) prefer_total: bool,
     pub(crate) zero_is_no_total: bool,
+    pub(crate) hex_serial: bool,
     pub(crate) object_id_name: Option<Private>,
     pub(crate) object_id_cards: Vec<String>,
     pub(crate) part_colors: Vec<String>,
@@ -286,10 +287,10 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
     let mut counters = Counters::default();
     let mut sources = BTreeMap::new();
     let mut take = |field: &str, found: Option<Sourced<u64>>| {
-        if let Some((value, source)) = found {
-            if set(&mut counters, field, value) {
-                sources.insert(format!("counters.{field}"), source);
-            }
+        if let Some((value, source)) = found
+            && set(&mut counters, field, value)
+        {
+            sources.insert(format!("counters.{field}"), source);
         }
     };
     for (field, entries) in family.counters() {
