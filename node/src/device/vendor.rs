@@ -75,6 +75,9 @@ pub(crate) struct Brand {
     pub(crate) family: Option<String>,
     #[serde(default)]
     pub(crate) default: bool,
+    /// sysObjectIDs below these are this brand's alone.
+    #[serde(default)]
+    pub(crate) object_ids: Vec<Private>,
     #[serde(default)]
     pub(crate) descr: Vec<String>,
 }
@@ -189,6 +192,11 @@ impl Table {
             words.map(String::len).max().unwrap_or(0)
         };
         self.brand.iter().filter(|brand| longest(brand) > 0).max_by_key(longest)
+    }
+
+    /// The brand whose sysObjectIDs include this one.
+    pub(crate) fn brand_of(&self, object_id: &Oid) -> Option<&Brand> {
+        self.brand.iter().find(|brand| below(object_id, &brand.object_ids))
     }
 
     /// The brand that a family has when nothing else names one.
