@@ -65,7 +65,11 @@ pub(crate) fn brand(answers: &Answers) -> Option<(&'static Brand, String)> {
     });
     let written = descr.into_iter().chain(maker).chain(device_descr(answers));
     let by_text = written.into_iter().find_map(|(text, source)| Some((TABLE.brand_at(&text)?, source)));
-    by_text.or_else(|| {
+    let by_number = || {
+        let brand = TABLE.brand_of(&sys_object_id(answers)?)?;
+        Some((brand, mib::scalar(mib::SYS_OBJECT_ID).to_string()))
+    };
+    by_text.or_else(by_number).or_else(|| {
         let (family, source) = family_by_number(answers)?;
         Some((TABLE.default_brand(family)?, source))
     })
@@ -128,7 +132,9 @@ fn from_device_descr(answers: &Answers, serial: Option<&str>) -> Option<Sourced<
     let head = serial.and_then(|serial| serial.get(..SERIAL_HEAD));
     let cut = head.and_then(|head| descr.find(head)).or_else(|| descr.find(" ---")).unwrap_or(descr.len());
     let model = descr[..cut].split(';').next().unwrap_or_default().trim();
-    (!model.is_empty()).then(|| (model.to_owned(), source))
+    // `Generic 28C-1` is a driver class, not a model.
+    let generic = text::begins_with_word(model, "generic");
+    (!model.is_empty() && !generic).then(|| (model.to_owned(), source))
 }
 
 fn from_sys_descr(answers: &Answers) -> Option<Sourced<String>> {

@@ -99,10 +99,12 @@ fn read_serial(answers: &Answers, families: &[&'static Family]) -> Option<Source
         let entries = families.iter().flat_map(|family| &family.serial);
         entries.filter_map(|e| vendor::field_text(answers, std::slice::from_ref(e), None)).find_map(clean)
     };
+    let hex = families.iter().any(|family| family.hex_serial);
     let by_id = || {
         brand::device_ids(answers).into_iter().find_map(|(id, source)| {
             let serial = text::device_id(&id, &["SN", "SERN", "SERIALNUMBER"])?;
-            clean((serial.to_owned(), source))
+            let plain = hex.then(|| text::unhex(serial)).flatten();
+            clean((plain.unwrap_or_else(|| serial.to_owned()), source))
         })
     };
     standard.or_else(private).or_else(by_id)

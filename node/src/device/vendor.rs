@@ -75,6 +75,9 @@ pub(crate) struct Brand {
     pub(crate) family: Option<String>,
     #[serde(default)]
     pub(crate) default: bool,
+    /// sysObjectIDs below these are this brand's alone.
+    #[serde(default)]
+    pub(crate) object_ids: Vec<Private>,
     #[serde(default)]
     pub(crate) descr: Vec<String>,
 }
@@ -103,6 +106,7 @@ pub(crate) struct Family {
     pub(crate) duplex: Vec<Sum>,
     pub(crate) prefer_total: bool,
     pub(crate) zero_is_no_total: bool,
+    pub(crate) hex_serial: bool,
     pub(crate) object_id_name: Option<Private>,
     pub(crate) object_id_cards: Vec<String>,
     pub(crate) part_colors: Vec<String>,
@@ -188,6 +192,11 @@ impl Table {
             words.map(String::len).max().unwrap_or(0)
         };
         self.brand.iter().filter(|brand| longest(brand) > 0).max_by_key(longest)
+    }
+
+    /// The brand whose sysObjectIDs include this one.
+    pub(crate) fn brand_of(&self, object_id: &Oid) -> Option<&Brand> {
+        self.brand.iter().find(|brand| below(object_id, &brand.object_ids))
     }
 
     /// The brand that a family has when nothing else names one.
@@ -286,10 +295,10 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
     let mut counters = Counters::default();
     let mut sources = BTreeMap::new();
     let mut take = |field: &str, found: Option<Sourced<u64>>| {
-        if let Some((value, source)) = found {
-            if set(&mut counters, field, value) {
-                sources.insert(format!("counters.{field}"), source);
-            }
+        if let Some((value, source)) = found
+            && set(&mut counters, field, value)
+        {
+            sources.insert(format!("counters.{field}"), source);
         }
     };
     for (field, entries) in family.counters() {
