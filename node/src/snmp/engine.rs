@@ -24,6 +24,10 @@ const QUEUE: usize = 32;
 const FIRST_TIMEOUT: u64 = 1_000_000;
 /// The least that is waited: a printer's SNMP may take so long over a long request after a short one.
 const LEAST_TIMEOUT: u64 = 200_000;
+/// The same in a sweep in haste, microseconds: its question is short, and each address has several.
+const LEAST_SWEEP: u64 = 100_000;
+/// How long a sweep in haste waits before it has measured anything, unless it is the last transmission.
+const FIRST_SWEEP: u64 = 300_000;
 /// When a patient request is sent for the last time, after the first: waking takes a LaserJet 2 to 5 s.
 const PATIENT: u64 = 6_000_000;
 
@@ -391,13 +395,14 @@ impl Core {
         let last = sends + 1 >= tries;
         let (measured, patient) = match &slot.work {
             Work::Probe { sweep, .. } => {
-                return match self.sweeps.get(sweep).and_then(|run| run.patience()) {
-                    // Without a ceiling haste is wanted: the round trips of those who answered say how long to wait.
-                    Some(measured) if self.ceiling.is_none() => {
-                        let wait = (2 * measured).max(LEAST_TIMEOUT);
-                        (if last { 2 * wait } else { wait }).min(timeout)
-                    }
-                    _ => timeout,
+                // Without a ceiling haste is wanted, and the round trips of those who answered say how long to wait.
+                // Under one, waiting costs nothing: others are asked meanwhile.
+                return match self.sweeps.get(sweep).and_then(Run::patience).filter(|_| self.ceiling.is_none())
+                {
+                    Some(measured) if last => (4 * measured).max(2 * LEAST_SWEEP).min(timeout),
+                    Some(measured) => (2 * measured).max(LEAST_SWEEP).min(timeout),
+                    None if last || !self.ceiling.is_none() => timeout,
+                    None => timeout.min(FIRST_SWEEP),
                 };
             }
             Work::Exchange(exchange) => {

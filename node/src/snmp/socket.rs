@@ -3,11 +3,18 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::libc;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt, sockopt,
+};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 
@@ -23,6 +30,8 @@ const EVENTS: usize = 1024;
 const TURN: usize = 64;
 /// How long until a full sweep channel is looked at again.
 const RECHECK: Duration = Duration::from_millis(5);
+/// Times that one packet is tried while the kernel answers with ICMP errors that earlier ones caused.
+const SEND_TRIES: usize = 8;
 /// The largest UDP payload.
 const LARGEST: usize = 65_535;
 
@@ -116,14 +125,54 @@ impl Snmp {
 
 fn open(address: SocketAddr, options: &Options) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    // With IP_RECVERR the kernel tells whom an ICMP error was about; without it, nothing at all.
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
     }
     // The kernel gives what it may; a smaller buffer loses answers to a fast sweep, nothing else.
     let _ = socket.set_recv_buffer_size(options.receive_buffer);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
+}
+
+/// What to wake for.
+fn interest(blocked: bool) -> Interest {
+    let hear = Interest::READABLE | Interest::ERROR;
+    if blocked { hear | Interest::WRITABLE } else { hear }
+}
+
+/// Sends one packet. The kernel reports an ICMP error about an earlier packet on whichever call comes next; that
+/// one is taken from the error queue, where it says whom it is about, and the packet is sent again.
+fn send(socket: &UdpSocket, packet: &[u8], peer: SocketAddr) -> io::Result<()> {
+    let mut result = Ok(());
+    for _ in 0..SEND_TRIES {
+        result = socket.try_send_to(packet, peer).map(|_| ());
+        match result.as_ref().map_err(io::Error::raw_os_error) {
+            Err(Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH)) => {}
+            _ => break,
+        }
+    }
+    result
+}
+
+/// Takes one ICMP error from the socket's error queue: whom it is about, where it says that nobody is there.
+fn take_error<S: SockaddrLike + Copy>(fd: std::os::fd::RawFd) -> io::Result<Option<S>> {
+    let mut quoted = [0; 64];
+    let mut buffers = [IoSliceMut::new(&mut quoted)];
+    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let message = recvmsg::<S>(fd, &mut buffers, Some(&mut control), MsgFlags::MSG_ERRQUEUE)?;
+    let unreachable = message.cmsgs()?.any(|control| match control {
+        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+            let errno = error.ee_errno as i32;
+            matches!(errno, libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES)
+        }
+        _ => false,
+    });
+    Ok(message.address.filter(|_| unreachable))
 }
 
 struct Shell {
@@ -182,21 +231,14 @@ impl Shell {
         let blocked = self.unsent.as_ref().map(|(peer, _)| peer.is_ipv6());
         let v6 = async {
             match &self.v6 {
-                Some(socket) if blocked == Some(true) => {
-                    let _ = socket.ready(tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE).await;
-                }
                 Some(socket) => {
-                    let _ = socket.readable().await;
+                    let _ = socket.ready(interest(blocked == Some(true))).await;
                 }
                 None => std::future::pending().await,
             }
         };
         let v4 = async {
-            if blocked == Some(false) {
-                let _ = self.v4.ready(tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE).await;
-            } else {
-                let _ = self.v4.readable().await;
-            }
+            let _ = self.v4.ready(interest(blocked == Some(false))).await;
         };
         let sleep = async {
             match wake {
@@ -228,7 +270,7 @@ impl Shell {
     }
 
     fn receive(&mut self) -> bool {
-        let mut any = false;
+        let mut any = self.receive_errors();
         for socket in std::iter::once(&self.v4).chain(&self.v6) {
             for _ in 0..TURN {
                 match socket.try_recv_from(&mut self.buffer) {
@@ -237,8 +279,32 @@ impl Shell {
                         self.core.handle_datagram(from, &self.buffer[..len], Instant::now());
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error about someone; the next call goes on.
-                    Err(_) => self.counters.unreachable.add(1),
+                    // An ICMP error about someone, told again in the error queue; the next call goes on.
+                    Err(_) => any = true,
+                }
+            }
+        }
+        any
+    }
+
+    /// Takes in ICMP errors.
+    fn receive_errors(&mut self) -> bool {
+        let mut any = false;
+        for socket in std::iter::once(&self.v4).chain(&self.v6) {
+            for _ in 0..TURN {
+                let fd = socket.as_raw_fd();
+                let v6 = !std::ptr::eq(socket, &self.v4);
+                let taken =
+                    socket.try_io(Interest::ERROR, || match v6 {
+                        false => take_error::<SockaddrIn>(fd)
+                            .map(|about| about.map(|at| SocketAddr::V4(at.into()))),
+                        true => take_error::<SockaddrIn6>(fd)
+                            .map(|about| about.map(|at| SocketAddr::V6(at.into()))),
+                    });
+                let Ok(about) = taken else { break };
+                any = true;
+                if let Some(peer) = about {
+                    self.core.handle_unreachable(peer, Instant::now());
                 }
             }
         }
@@ -258,11 +324,15 @@ impl Shell {
             };
             any = true;
             let socket = if peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-            match socket.map(|socket| socket.try_send_to(&packet, peer)) {
-                Some(Ok(_)) => {}
+            match socket.map(|socket| send(socket, &packet, peer)) {
+                Some(Ok(())) => {}
                 Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.unsent = Some((peer, packet));
                     return false;
+                }
+                // Full queues pass: the retry comes at its time.
+                Some(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.counters.send_errors.add(1)
                 }
                 Some(Err(_)) | None => {
                     self.counters.send_errors.add(1);
