@@ -64,6 +64,10 @@ struct Tasks {
     others: Vec<JoinHandle<()>>,
 }
 
+/// What RocksDB says when the machine is in the way and the files are whole.
+const ENVIRONMENT: [&str; 5] =
+    ["LOCK:", "No space left", "Permission denied", "Too many open files", "Cannot allocate memory"];
+
 fn failed(what: &'static str) -> impl FnOnce(String) -> OpenError {
     move |reason| OpenError::Start { what, reason }
 }
@@ -143,6 +147,9 @@ async fn database(path: &Path, card: &Card, new: bool) -> Result<Store, OpenErro
         }
         let store = match Store::open(&path) {
             Ok(store) => store,
+            Err(error) if ENVIRONMENT.iter().any(|sign| error.reason.contains(sign)) => {
+                return Ok(Err(failed("open the database")(error.reason)));
+            }
             Err(error) => return Ok(Err(damaged(error.to_string()))),
         };
         if new {
