@@ -304,7 +304,14 @@ fn write_message(out: &mut Vec<u8>, request: &Request, kind: u8, more: (i64, i64
 
 /// Writes a request with NULL values, for tests and load generators that ask simulated devices.
 #[must_use]
-pub fn write_request(version: u8, community: &str, kind: u8, id: i64, more: (i64, i64), names: &[&[u32]]) -> Vec<u8> {
+pub fn write_request(
+    version: u8,
+    community: &str,
+    kind: u8,
+    id: i64,
+    more: (i64, i64),
+    names: &[&[u32]],
+) -> Vec<u8> {
     let mut varbinds = Vec::new();
     for name in names {
         push_varbind(&mut varbinds, &encode_oid(name), Value::Empty(tag::NULL));
@@ -348,9 +355,9 @@ mod tests {
     fn request_of_net_snmp_is_understood() {
         // snmpget -v2c -c public … 1.3.6.1.2.1.1.1.0, captured
         let packet = [
-            0x30, 0x29, 0x02, 0x01, 0x01, 0x04, 0x06, b'p', b'u', b'b', b'l', b'i', b'c', 0xA0, 0x1C, 0x02, 0x04, 0x1F,
-            0x2E, 0x3D, 0x4C, 0x02, 0x01, 0x00, 0x02, 0x01, 0x00, 0x30, 0x0E, 0x30, 0x0C, 0x06, 0x08, 0x2B, 0x06, 0x01,
-            0x02, 0x01, 0x01, 0x01, 0x00, 0x05, 0x00,
+            0x30, 0x29, 0x02, 0x01, 0x01, 0x04, 0x06, b'p', b'u', b'b', b'l', b'i', b'c', 0xA0, 0x1C, 0x02,
+            0x04, 0x1F, 0x2E, 0x3D, 0x4C, 0x02, 0x01, 0x00, 0x02, 0x01, 0x00, 0x30, 0x0E, 0x30, 0x0C, 0x06,
+            0x08, 0x2B, 0x06, 0x01, 0x02, 0x01, 0x01, 0x01, 0x00, 0x05, 0x00,
         ];
         let mut request = Request::default();
         request.read(&packet).unwrap();

@@ -74,7 +74,14 @@ impl Counts {
     }
 
     /// A packet came.
-    pub(crate) fn received(&mut self, n: usize, heard: Heard, length: usize, peer: SocketAddr, now: Duration) {
+    pub(crate) fn received(
+        &mut self,
+        n: usize,
+        heard: Heard,
+        length: usize,
+        peer: SocketAddr,
+        now: Duration,
+    ) {
         let Row { count, second, in_second, in_flight } = &mut self.rows[n];
         count.received += 1;
         count.bytes_in += length as u64;

@@ -12,9 +12,9 @@ use crate::printer::{Behaviour, Device, Manner, Reply, Truth};
 use anyhow::{Context, Result, bail};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 use std::collections::BinaryHeap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -147,7 +147,10 @@ impl Spec {
         let [_, _, _, first] = self.base.octets();
         let per_net = u32::from(self.per_net).clamp(1, 254);
         if !self.base.is_loopback() {
-            bail!("the base address {} is not in 127.0.0.0/8: simulated devices stay on this machine", self.base);
+            bail!(
+                "the base address {} is not in 127.0.0.0/8: simulated devices stay on this machine",
+                self.base
+            );
         }
         let start = u32::from(first).max(1);
         if start + per_net > 255 {
@@ -191,7 +194,8 @@ impl Fleet {
         let started = Instant::now();
         let mut fleet = Fleet { stop: Arc::clone(&stop), workers: Vec::new(), counts: Vec::new(), truth };
         for endpoints in shards {
-            let counts = Arc::new(Mutex::new(Counts::new(endpoints.iter().map(|e| e.device.truth().address))));
+            let counts =
+                Arc::new(Mutex::new(Counts::new(endpoints.iter().map(|e| e.device.truth().address))));
             fleet.counts.push(Arc::clone(&counts));
             let mut worker = Worker::new(endpoints, counts, started)?;
             let stop = Arc::clone(&stop);
@@ -282,7 +286,8 @@ impl Worker {
         let mut scratch = Scratch::default();
         while !stop.load(Ordering::Relaxed) {
             let now = self.started.elapsed();
-            let wait = self.delayed.peek().map_or(STOP_CHECK, |next| next.due.0.saturating_sub(now)).min(STOP_CHECK);
+            let wait =
+                self.delayed.peek().map_or(STOP_CHECK, |next| next.due.0.saturating_sub(now)).min(STOP_CHECK);
             // Round up, else the last millisecond before a due response is spent spinning.
             let wait = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
             let ready = match self.epoll.wait(&mut events, EpollTimeout::from(wait)) {
@@ -307,7 +312,8 @@ impl Worker {
         for _ in 0..burst {
             let Ok((length, peer)) = endpoint.socket.recv_from(&mut scratch.input) else { return };
             let packet = &scratch.input[..length];
-            let (heard, reply) = endpoint.device.answer(packet, now, &mut scratch.request, &mut scratch.output);
+            let (heard, reply) =
+                endpoint.device.answer(packet, now, &mut scratch.request, &mut scratch.output);
             counts.received(n, heard, length, peer, now);
             match reply {
                 Reply::Silence => {}
@@ -399,7 +405,9 @@ mod tests {
             heard.insert(from);
         }
         let counts = fleet.counts();
-        assert!(counts.iter().all(|count| count.received == 1 && count.answered == 1 && count.peers.len() == 1));
+        assert!(
+            counts.iter().all(|count| count.received == 1 && count.answered == 1 && count.peers.len() == 1)
+        );
         assert!(Fleet::start(&spec).unwrap_err().to_string().contains("127.91.0.1:21161"));
     }
 }

@@ -232,12 +232,18 @@ impl Build {
     fn host(&mut self) {
         self.mib2("25.1.1", "0", Cell::UpTime);
         self.mib2("25.1.6", "0", Cell::Gauge(211));
-        for (index, kind, descr) in
-            [(196_608, 3, "GenuineIntel: Xeon"), (262_145, 4, "network interface eth0"), (393_232, 6, "SCSI disk")]
-        {
+        for (index, kind, descr) in [
+            (196_608, 3, "GenuineIntel: Xeon"),
+            (262_145, 4, "network interface eth0"),
+            (393_232, 6, "SCSI disk"),
+        ] {
             let index = index.to_string();
             self.mib2("25.3.2.1.1", &index, Cell::Int(index.parse().unwrap_or_default()));
-            self.mib2("25.3.2.1.2", &index, Cell::Oid(ber::encode_oid(&parse(&format!("1.3.6.1.2.1.25.3.1.{kind}")))));
+            self.mib2(
+                "25.3.2.1.2",
+                &index,
+                Cell::Oid(ber::encode_oid(&parse(&format!("1.3.6.1.2.1.25.3.1.{kind}")))),
+            );
             self.mib2("25.3.2.1.3", &index, octets(descr));
             self.mib2("25.3.2.1.5", &index, Cell::Int(2));
         }

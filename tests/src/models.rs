@@ -129,7 +129,12 @@ pub const PRINTERS: &[Printer] = &[
             supply("Maintenance Kit HP 110V-F2G76A", 15, 19, 100, ""),
         ],
         own: &[
-            ("1.3.6.1.4.1.11.2.3.9.1.1.7.0", Own::Text("MFG:Hewlett-Packard;CMD:PJL,PML,PCLXL,POSTSCRIPT;MDL:HP LaserJet M605;CLS:PRINTER;DES:Hewlett-Packard LaserJet M605;SN:{serial};")),
+            (
+                "1.3.6.1.4.1.11.2.3.9.1.1.7.0",
+                Own::Text(
+                    "MFG:Hewlett-Packard;CMD:PJL,PML,PCLXL,POSTSCRIPT;MDL:HP LaserJet M605;CLS:PRINTER;DES:Hewlett-Packard LaserJet M605;SN:{serial};",
+                ),
+            ),
             ("1.3.6.1.4.1.11.2.3.9.4.2.1.1.3.2.0", Own::Text("HP LaserJet M605")),
             ("1.3.6.1.4.1.11.2.3.9.4.2.1.1.3.3.0", Own::Text("{serial}")),
             ("1.3.6.1.4.1.11.2.3.9.4.2.1.1.3.6.0", Own::Text("2309035_582100")),
@@ -174,7 +179,12 @@ pub const PRINTERS: &[Printer] = &[
         display: "Sleep",
         supplies: &[some("Black Toner Cartridge", 21, "black"), supply("Drum Unit", 9, 7, 30_000, "")],
         own: &[
-            ("1.3.6.1.4.1.2435.2.3.9.1.1.7.0", Own::Text("MFG:Brother;CMD:PJL,PCL,PCLXL;MDL:HL-L5200DW series;CLS:PRINTER;CID:Brother Laser Type1;")),
+            (
+                "1.3.6.1.4.1.2435.2.3.9.1.1.7.0",
+                Own::Text(
+                    "MFG:Brother;CMD:PJL,PCL,PCLXL;MDL:HL-L5200DW series;CLS:PRINTER;CID:Brother Laser Type1;",
+                ),
+            ),
             ("1.3.6.1.4.1.2435.2.3.9.4.2.1.5.5.1.0", Own::Text("{serial}")),
             ("1.3.6.1.4.1.2435.2.3.9.4.2.1.5.5.17.0", Own::Text("1.27")),
         ],
@@ -346,7 +356,10 @@ pub const PRINTERS: &[Printer] = &[
             vague("Waste Cartridge, PN 108R01416", 4, Gauge::Some),
         ],
         own: &[
-            ("1.3.6.1.4.1.253.8.51.1.2.1.20.1", Own::Text("MFG:Xerox;CMD:PCL 6,PostScript 3;MDL:VersaLink C405;CLS:PRINTER;SN:{serial};")),
+            (
+                "1.3.6.1.4.1.253.8.51.1.2.1.20.1",
+                Own::Text("MFG:Xerox;CMD:PCL 6,PostScript 3;MDL:VersaLink C405;CLS:PRINTER;SN:{serial};"),
+            ),
             ("1.3.6.1.4.1.253.8.53.13.2.1.6.1.20.1", Own::Total),
             ("1.3.6.1.4.1.253.8.53.13.2.1.6.1.20.33", Own::Color),
             ("1.3.6.1.4.1.253.8.53.13.2.1.6.1.20.34", Own::Mono),
@@ -451,16 +464,29 @@ pub const PRINTERS: &[Printer] = &[
         oui: [0x00, 0x17, 0x08],
         color: false,
         display: "Ready",
-        supplies: &[supply("Black Print Cartridge HP Q5942X", 3, 7, 20_000, "black"), vague("Fuser Kit", 15, Gauge::Unknown)],
+        supplies: &[
+            supply("Black Print Cartridge HP Q5942X", 3, 7, 20_000, "black"),
+            vague("Fuser Kit", 15, Gauge::Unknown),
+        ],
         own: &[
-            ("1.3.6.1.4.1.11.2.3.9.1.1.7.0", Own::Text("MFG:Hewlett-Packard;CMD:PJL,MLC,PCLXL,PCL,POSTSCRIPT;MDL:hp LaserJet 4250;CLS:PRINTER;DES:Hewlett-Packard LaserJet 4250;")),
+            (
+                "1.3.6.1.4.1.11.2.3.9.1.1.7.0",
+                Own::Text(
+                    "MFG:Hewlett-Packard;CMD:PJL,MLC,PCLXL,PCL,POSTSCRIPT;MDL:hp LaserJet 4250;CLS:PRINTER;DES:Hewlett-Packard LaserJet 4250;",
+                ),
+            ),
             ("1.3.6.1.4.1.11.2.3.9.4.2.1.1.3.3.0", Own::Text("{serial}")),
             ("1.3.6.1.4.1.11.2.3.9.4.2.1.4.1.2.5.0", Own::Total),
         ],
     },
 ];
 
-const fn other(vendor: &'static str, model: &'static str, object_id: &'static str, descr: &'static str) -> Other {
+const fn other(
+    vendor: &'static str,
+    model: &'static str,
+    object_id: &'static str,
+    descr: &'static str,
+) -> Other {
     Other { vendor, model, object_id, descr, oui: [0x00, 0x1B, 0x21], ports: 1, host: false }
 }
 
@@ -470,22 +496,47 @@ pub const OTHERS: &[Other] = &[
     Other {
         oui: [0x00, 0x1A, 0xA1],
         ports: 24,
-        ..other("Cisco", "Catalyst 2960", "1.3.6.1.4.1.9.1.696", "Cisco IOS Software, C2960 Software (C2960-LANBASEK9-M), Version 12.2(55)SE7, RELEASE SOFTWARE (fc1)")
+        ..other(
+            "Cisco",
+            "Catalyst 2960",
+            "1.3.6.1.4.1.9.1.696",
+            "Cisco IOS Software, C2960 Software (C2960-LANBASEK9-M), Version 12.2(55)SE7, RELEASE SOFTWARE (fc1)",
+        )
     },
     Other {
         oui: [0x00, 0x24, 0xA8],
         ports: 24,
-        ..other("HP", "E2910al-24G switch", "1.3.6.1.4.1.11.2.3.7.11.84", "HP J9145A E2910al-24G Switch, revision W.15.14.0014, ROM W.14.06")
+        ..other(
+            "HP",
+            "E2910al-24G switch",
+            "1.3.6.1.4.1.11.2.3.7.11.84",
+            "HP J9145A E2910al-24G Switch, revision W.15.14.0014, ROM W.14.06",
+        )
     },
     Other {
         host: true,
-        ..other("Linux", "server", "1.3.6.1.4.1.8072.3.2.10", "Linux app7 6.1.0-28-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.1.119-1 x86_64")
+        ..other(
+            "Linux",
+            "server",
+            "1.3.6.1.4.1.8072.3.2.10",
+            "Linux app7 6.1.0-28-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.1.119-1 x86_64",
+        )
     },
     Other {
         host: true,
-        ..other("Microsoft", "Windows Server", "1.3.6.1.4.1.311.1.1.3.1.3", "Hardware: Intel64 Family 6 Model 85 Stepping 7 AT/AT COMPATIBLE - Software: Windows Version 6.3 (Build 17763 Multiprocessor Free)")
+        ..other(
+            "Microsoft",
+            "Windows Server",
+            "1.3.6.1.4.1.311.1.1.3.1.3",
+            "Hardware: Intel64 Family 6 Model 85 Stepping 7 AT/AT COMPATIBLE - Software: Windows Version 6.3 (Build 17763 Multiprocessor Free)",
+        )
     },
-    other("APC", "Smart-UPS 1500", "1.3.6.1.4.1.318.1.3.27", "APC Web/SNMP Management Card (MB:v4.1.0 PF:v7.0.8 MN:AP9631 HR:08 MD:04/30/2018)"),
+    other(
+        "APC",
+        "Smart-UPS 1500",
+        "1.3.6.1.4.1.318.1.3.27",
+        "APC Web/SNMP Management Card (MB:v4.1.0 PF:v7.0.8 MN:AP9631 HR:08 MD:04/30/2018)",
+    ),
     Other {
         oui: [0x00, 0x11, 0x32],
         host: true,
@@ -493,7 +544,12 @@ pub const OTHERS: &[Other] = &[
     },
     Other {
         oui: [0xAC, 0xCC, 0x8E],
-        ..other("Axis", "P1455-LE", "1.3.6.1.4.1.368.1.1", "; AXIS P1455-LE; Network Camera; 11.10.61; Apr 18 2024 18:48; 951.2; 1")
+        ..other(
+            "Axis",
+            "P1455-LE",
+            "1.3.6.1.4.1.368.1.1",
+            "; AXIS P1455-LE; Network Camera; 11.10.61; Apr 18 2024 18:48; 951.2; 1",
+        )
     },
     Other {
         oui: [0x00, 0x26, 0xAB],
@@ -506,6 +562,11 @@ pub const OTHERS: &[Other] = &[
     },
     Other {
         host: true,
-        ..other("VMware", "ESXi", "1.3.6.1.4.1.6876.4.1", "VMware ESXi 7.0.3 build-21930508 VMware, Inc. x86_64")
+        ..other(
+            "VMware",
+            "ESXi",
+            "1.3.6.1.4.1.6876.4.1",
+            "VMware ESXi 7.0.3 build-21930508 VMware, Inc. x86_64",
+        )
     },
 ];

@@ -11,12 +11,27 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two looks at what is waited for.
 const POLL: Duration = Duration::from_millis(100);
 /// Last lines of a log that a failure shows.
 const TAIL: usize = 40;
+
+/// Set when a person wants everything to end: [`wait`] and [`run`] give up at once.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait of this process end with an error from now on.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`interrupt`] was called.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 /// A running program and its log.
 #[derive(Debug)]
@@ -123,7 +138,11 @@ impl Process {
     /// Lines of level ERROR, and panics: each means that a human must look.
     #[must_use]
     pub fn errors(&self) -> Vec<String> {
-        self.log().lines().filter(|line| is_error(line)).map(|line| format!("{}: {line}", self.name)).collect()
+        self.log()
+            .lines()
+            .filter(|line| is_error(line))
+            .map(|line| format!("{}: {line}", self.name))
+            .collect()
     }
 }
 
@@ -138,7 +157,8 @@ impl Drop for Process {
 }
 
 fn is_error(line: &str) -> bool {
-    let level = line.split_whitespace().take(3).any(|word| word == "ERROR") || line.contains("\"level\":\"ERROR\"");
+    let level =
+        line.split_whitespace().take(3).any(|word| word == "ERROR") || line.contains("\"level\":\"ERROR\"");
     level || (line.starts_with("thread '") && line.contains("panicked at"))
 }
 
@@ -191,7 +211,8 @@ impl Output {
     /// stdout as one JSON value a line.
     pub fn json(self) -> Result<Vec<serde_json::Value>> {
         let command = self.command.clone();
-        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("{command} printed {line:?}"));
+        let parse =
+            |line: &str| serde_json::from_str(line).with_context(|| format!("{command} printed {line:?}"));
         self.ok()?.lines().map(parse).collect()
     }
 }
@@ -214,6 +235,9 @@ pub fn run<S: AsRef<OsStr>>(program: &Path, args: &[S], patience: Duration) -> R
         if let Some(status) = process.ended() {
             break status;
         }
+        if interrupted() {
+            bail!("interrupted");
+        }
         if Instant::now() > deadline {
             process.kill();
             bail!("{line} did not end within {patience:?}\n{}{}", text(stdout)?, text(stderr)?);
@@ -221,7 +245,12 @@ pub fn run<S: AsRef<OsStr>>(program: &Path, args: &[S], patience: Duration) -> R
         std::thread::sleep(pause);
         pause = (pause * 2).min(POLL);
     };
-    Ok(Output { command: line, code: status.code().unwrap_or(-1), stdout: text(stdout)?, stderr: text(stderr)? })
+    Ok(Output {
+        command: line,
+        code: status.code().unwrap_or(-1),
+        stdout: text(stdout)?,
+        stderr: text(stderr)?,
+    })
 }
 
 fn text(mut file: File) -> Result<String> {
@@ -238,6 +267,7 @@ pub fn wait<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<
     loop {
         match look() {
             Ok(found) => return Ok(found),
+            Err(_) if interrupted() => bail!("interrupted"),
             Err(reason) if Instant::now() > deadline => {
                 return Err(reason.context(format!("waited {patience:?} for {what}")));
             }
@@ -293,7 +323,8 @@ mod tests {
     #[test]
     fn a_dropped_process_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let process = Process::start("sleep", Path::new("/bin/sleep"), &["60"], &dir.path().join("log")).unwrap();
+        let process =
+            Process::start("sleep", Path::new("/bin/sleep"), &["60"], &dir.path().join("log")).unwrap();
         let id = process.id();
         assert!(lives(id));
         drop(process);

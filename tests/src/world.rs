@@ -174,7 +174,11 @@ impl Recordings {
         let first = u32::from(base);
         let at = |n: usize| Ipv4Addr::from(first + n as u32);
         ensure!(files.len() < 250, "{} recordings do not fit into one /24", files.len());
-        Ok(files.into_iter().enumerate().map(|(n, (file, printer))| Served { file, address: at(n), printer }).collect())
+        Ok(files
+            .into_iter()
+            .enumerate()
+            .map(|(n, (file, printer))| Served { file, address: at(n), printer })
+            .collect())
     }
 
     /// `public.snmprec` answers the community, `self.snmprec` SNMPv3 without a context name.

@@ -19,7 +19,19 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
         ("quire", &["discover"]),
         ("quire", &["discover", "300.1.1.1"]),
         ("quire", &["discover", "127.0.0.1", "--port", "70000"]),
-        ("quire", &["discover", "127.0.0.1", "--v3-user", "u", "--v3-auth", "rot13", "--v3-auth-pass", "long enough"]),
+        (
+            "quire",
+            &[
+                "discover",
+                "127.0.0.1",
+                "--v3-user",
+                "u",
+                "--v3-auth",
+                "rot13",
+                "--v3-auth-pass",
+                "long enough",
+            ],
+        ),
         ("quire-admin", &["--nonsense"]),
         ("quire-admin", &["site", "add"]),
     ];
@@ -58,7 +70,10 @@ fn settings_with_a_bad_line_change_nothing_and_name_it() {
             ("[discovery]\nsegments = [\"127.25.0.0/24\"]\n\n[metering]\nevery = \"1s\"\n", "line 5"),
             ("[discovery]\nsegmnts = [\"127.25.0.0/24\"]\n", "line 2"),
             ("[discovery\n", "line 1"),
-            ("[[snmp]]\nversion = \"3\"\nuser = \"u\"\nauth = \"sha256\"\nauth_pass = \"secret-words\"\n", "permission"),
+            (
+                "[[snmp]]\nversion = \"3\"\nuser = \"u\"\nauth = \"sha256\"\nauth_pass = \"secret-words\"\n",
+                "permission",
+            ),
         ];
         for (text, place) in bad {
             let file = cluster.scratch("bad.toml");
@@ -79,7 +94,19 @@ fn try_join(cluster: &Cluster, data: &Path, token: &str) -> Result<Output> {
     let first = cluster.nodes().first().context("no node")?;
     let listen = SocketAddr::new(first.listen.ip(), free_tcp_port(first.listen.ip())?).to_string();
     let (data, door) = (data.display().to_string(), first.listen.to_string());
-    let args = ["node", "--data-dir", &data, "--name", "late", "--listen", &listen, "--join", &door, "--token", token];
+    let args = [
+        "node",
+        "--data-dir",
+        &data,
+        "--name",
+        "late",
+        "--listen",
+        &listen,
+        "--join",
+        &door,
+        "--token",
+        token,
+    ];
     run(&cluster.programs().path("quire"), &args, TRANSITION)
 }
 

@@ -145,7 +145,9 @@ fn every_device_is_read_again(cluster: &Cluster, before: &BTreeMap<String, usize
     wait("another reading of every device", SWEEP, || {
         let mut count: BTreeMap<String, usize> = BTreeMap::new();
         for reading in cluster.list(&["readings"])? {
-            *count.entry(text(&reading, "device").context("a reading of no device")?.to_owned()).or_default() += 1;
+            *count
+                .entry(text(&reading, "device").context("a reading of no device")?.to_owned())
+                .or_default() += 1;
         }
         let behind = before.iter().find(|(device, had)| count.get(*device).is_none_or(|has| has <= had));
         ensure!(behind.is_none(), "{behind:?} has no new reading");

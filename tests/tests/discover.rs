@@ -22,8 +22,18 @@ fn scenario() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let summary = dir.path().join("summary.json");
     let (port, file) = (port.to_string(), summary.display().to_string());
-    let args =
-        ["discover", "127.21.0.0/24", "--port", &port, "--rate", "1000", "--format", "json", "--summary", &file];
+    let args = [
+        "discover",
+        "127.21.0.0/24",
+        "--port",
+        &port,
+        "--rate",
+        "1000",
+        "--format",
+        "json",
+        "--summary",
+        &file,
+    ];
     let found = Programs::find()?.quire(&args)?.json()?;
 
     let mut by_address: BTreeMap<&str, &Value> = BTreeMap::new();
@@ -70,7 +80,18 @@ fn agrees(printer: &Truth, device: &Value) -> Result<()> {
 /// Models are compared without maker, case and the word series.
 fn bare(model: &str, maker: &str) -> String {
     let model = model.to_lowercase();
-    let makers = ["hp", "brother", "canon", "ricoh", "konica minolta", "sharp", "xerox", "lexmark", "epson", "samsung"];
+    let makers = [
+        "hp",
+        "brother",
+        "canon",
+        "ricoh",
+        "konica minolta",
+        "sharp",
+        "xerox",
+        "lexmark",
+        "epson",
+        "samsung",
+    ];
     let model = makers.iter().find_map(|maker| model.strip_prefix(&format!("{maker} "))).unwrap_or(&model);
     let model = model.strip_prefix(&maker.to_lowercase()).unwrap_or(model);
     model.replace("series", "").split_whitespace().collect::<Vec<_>>().join(" ")

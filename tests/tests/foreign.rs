@@ -21,7 +21,18 @@ fn discover(snmpd: &Snmpd, credentials: &[&str]) -> Result<(Output, Value)> {
 }
 
 fn v3<'a>(user: &'a str, auth: &'a str, privacy: &'a str) -> [&'a str; 10] {
-    ["--v3-user", user, "--v3-auth", "sha256", "--v3-auth-pass", auth, "--v3-priv", "aes", "--v3-priv-pass", privacy]
+    [
+        "--v3-user",
+        user,
+        "--v3-auth",
+        "sha256",
+        "--v3-auth-pass",
+        auth,
+        "--v3-priv",
+        "aes",
+        "--v3-priv-pass",
+        privacy,
+    ]
 }
 
 fn start(last: u8) -> Result<Option<Snmpd>> {
@@ -69,7 +80,18 @@ fn an_address_without_a_responder_is_no_error() {
     fn scenario() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("summary.json").display().to_string();
-        let args = ["discover", "127.22.0.9", "--port", "9", "--timeout", "100ms", "--retries", "0", "--summary", &file];
+        let args = [
+            "discover",
+            "127.22.0.9",
+            "--port",
+            "9",
+            "--timeout",
+            "100ms",
+            "--retries",
+            "0",
+            "--summary",
+            &file,
+        ];
         let said = Programs::find()?.quire(&args)?.ok()?;
         let summary: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
         ensure!(summary["responders"] == 0 && summary["addresses"] == 1, "{summary} {said}");

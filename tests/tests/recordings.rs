@@ -23,10 +23,17 @@ fn recorded_printers_are_read_as_expected() {
         return;
     };
     let differences = scenario(&recordings).unwrap();
-    let known = |row: &(String, String, String)| KNOWN.iter().any(|(file, field, _)| row.0 == *file && row.1 == *field);
-    let new: Vec<String> =
-        differences.iter().filter(|row| !known(row)).map(|(file, field, how)| format!("{file}: {field}: {how}")).collect();
-    let gone = |(file, field, _): &&(&str, &str, &str)| !differences.iter().any(|row| row.0 == *file && row.1 == *field);
+    let known = |row: &(String, String, String)| {
+        KNOWN.iter().any(|(file, field, _)| row.0 == *file && row.1 == *field)
+    };
+    let new: Vec<String> = differences
+        .iter()
+        .filter(|row| !known(row))
+        .map(|(file, field, how)| format!("{file}: {field}: {how}"))
+        .collect();
+    let gone = |(file, field, _): &&(&str, &str, &str)| {
+        !differences.iter().any(|row| row.0 == *file && row.1 == *field)
+    };
     let gone: Vec<_> = KNOWN.iter().filter(gone).collect();
     assert!(new.is_empty(), "{} differences:\n{}", new.len(), new.join("\n"));
     assert!(gone.is_empty(), "no longer different, take them off the list: {gone:?}");
@@ -39,14 +46,18 @@ fn scenario(recordings: &Recordings) -> Result<Vec<Difference>> {
     let simulation = recordings.serve(base)?;
     let last = simulation.served.last().context("nothing is served")?.address;
     let (targets, port) = (format!("{base}-{last}"), simulation.port.to_string());
-    let args = ["discover", &targets, "--port", &port, "--rate", "200", "--timeout", "5s", "--format", "json"];
+    let args =
+        ["discover", &targets, "--port", &port, "--rate", "200", "--timeout", "5s", "--format", "json"];
     let found = run(&Programs::find()?.path("quire"), &args, PATIENCE)?.json()?;
-    let by_address: BTreeMap<String, &Value> =
-        found.iter().map(|device| (device["address"].as_str().unwrap_or_default().to_owned(), device)).collect();
+    let by_address: BTreeMap<String, &Value> = found
+        .iter()
+        .map(|device| (device["address"].as_str().unwrap_or_default().to_owned(), device))
+        .collect();
     let mut differences = Vec::new();
     for served in &simulation.served {
         let device = by_address.get(&served.address.to_string()).copied();
-        let mut differ = |field: &str, how: String| differences.push((served.file.clone(), field.to_owned(), how));
+        let mut differ =
+            |field: &str, how: String| differences.push((served.file.clone(), field.to_owned(), how));
         match (device, recordings.expected.get(&served.file)) {
             (Some(device), Some(expected)) if served.printer => compare(expected, device, &mut differ),
             (None, _) if served.printer => differ("found", "was not found".to_owned()),
@@ -65,7 +76,8 @@ fn summary(served: &[Served], differences: &[Difference]) -> String {
 
 /// Compares what `expected.json` knows; what it leaves out, the recording cannot answer.
 fn compare(expected: &Value, device: &Value, differ: &mut impl FnMut(&str, String)) {
-    let scrubbed: Vec<&str> = expected["scrubbed"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let scrubbed: Vec<&str> =
+        expected["scrubbed"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let wanted = |key: &str| expected[key].as_str().filter(|_| !scrubbed.contains(&key));
     if let Some(model) = wanted("model") {
         let models = [Some(model), wanted("model_derived"), wanted("model_peer")];
@@ -88,8 +100,11 @@ fn compare(expected: &Value, device: &Value, differ: &mut impl FnMut(&str, Strin
             differ("mac", format!("{got:?}, not {mac:?}"));
         }
     }
-    let totals: Vec<u64> =
-        ["total_pages", "vendor_total"].iter().filter_map(|key| expected[*key].as_u64()).filter(|n| *n > 0).collect();
+    let totals: Vec<u64> = ["total_pages", "vendor_total"]
+        .iter()
+        .filter_map(|key| expected[*key].as_u64())
+        .filter(|n| *n > 0)
+        .collect();
     let got = device["counters"]["total"].as_u64();
     if !totals.is_empty() && !got.is_some_and(|got| totals.contains(&got)) {
         differ("total", format!("{got:?}, not one of {totals:?}"));

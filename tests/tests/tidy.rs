@@ -66,7 +66,8 @@ fn product_lines(file: &Path) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
     let mut rest = text.lines().enumerate().peekable();
     while let Some((n, line)) = rest.next() {
-        let next_opens = rest.peek().is_some_and(|(_, next)| next.trim_start().starts_with("mod ") && next.ends_with('{'));
+        let next_opens =
+            rest.peek().is_some_and(|(_, next)| next.trim_start().starts_with("mod ") && next.ends_with('{'));
         if line.trim() == "#[cfg(test)]" && next_opens {
             break;
         }
@@ -155,7 +156,12 @@ fn the_coordinator_only_decides() {
     }
     let manifest: toml::Table = fs::read_to_string(room.join("Cargo.toml")).unwrap().parse().unwrap();
     let dependencies = manifest.get("dependencies").and_then(toml::Value::as_table).unwrap();
-    broken.extend(ACTING.iter().filter(|name| dependencies.contains_key(**name)).map(|name| format!("depends on {name}")));
+    broken.extend(
+        ACTING
+            .iter()
+            .filter(|name| dependencies.contains_key(**name))
+            .map(|name| format!("depends on {name}")),
+    );
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
@@ -165,7 +171,10 @@ fn every_queue_has_a_bound() {
     for room in ["coordinator", "node", "admin"] {
         for file in sources(&workspace().join(room).join("src")) {
             for (n, line) in product_lines(&file) {
-                if line.contains("unbounded_channel(") || line.contains("mpsc::channel()") || line.contains("unbounded()") {
+                if line.contains("unbounded_channel(")
+                    || line.contains("mpsc::channel()")
+                    || line.contains("unbounded()")
+                {
                     broken.push(format!("{}:{n}: {}", file.display(), line.trim()));
                 }
             }

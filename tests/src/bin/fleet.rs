@@ -109,7 +109,8 @@ async fn main() -> Result<()> {
     if let Some(file) = &options.list_file {
         write_file(file, fleet.truth())?;
     }
-    let ready = format!("ready: {} devices listen on port {} from {}\n", fleet.truth().len(), spec.port, spec.base);
+    let ready =
+        format!("ready: {} devices listen on port {} from {}\n", fleet.truth().len(), spec.port, spec.base);
     let mut stdout = std::io::stdout();
     stdout.write_all(ready.as_bytes()).and_then(|()| stdout.flush()).context("say that it is ready")?;
     loop {
