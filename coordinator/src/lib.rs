@@ -1,1 +1,14 @@
+//! Decides: identity, planning, scheduling, replicated state and outbox.
+//!
+//! Architecture Invariant: this crate does no I/O, reads no clock, draws no random numbers and spawns
+//! nothing; its manifest and `.clippy.toml` keep it so. Time is an argument.
 
+pub mod identity;
+pub mod planner;
+mod record;
+pub mod rows;
+pub mod schedule;
+pub mod settings;
+pub mod state;
+pub mod tables;
+pub mod topology;

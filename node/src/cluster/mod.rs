@@ -1,1 +1,388 @@
-//! cluster
+//! Consensus: the replicated log and tables, the members, and how a node becomes one.
+//!
+//! The rest of the node sees only [`Cluster`]: it proposes commands, reads [`View`]s and watches its
+//! [`Standing`]; the leader's duties change the membership through it.
+//!
+//! ```text
+//! Cluster::init | join | open (Start)     me() keys() spool() view() watch() heard() lag()
+//! propose(kind, patience)                 add_learner change_voters remove transfer_leader
+//! create_token(ttl, by)                   shutdown()
+//! ```
+//!
+//! Architecture Invariants: only `state::apply` writes tables, and only from the log; rows and
+//! `applied` are one batch; a message reaches Raft only from a member that its certificate names and
+//! for this incarnation; private keys never leave their node.
+
+mod directory;
+mod keys;
+mod machine;
+mod membership;
+mod network;
+mod propose;
+mod raft;
+mod server;
+mod snapshot;
+mod spool;
+mod standing;
+mod start;
+mod store;
+mod token;
+mod wire;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::ChangeMembers;
+use openraft::errors::{ClientWriteError, RaftError};
+use quire_proto::id::NodeId;
+use quire_proto::store::{CreateToken, Member, Outcome, command};
+use tokio::sync::watch;
+
+pub use keys::{KeyError, Keys};
+pub use propose::{PROPOSAL_OCTETS, ProposeError};
+pub use spool::{SPOOL_LIMIT, Spool, SpoolError};
+pub use standing::{Role, Standing};
+pub use store::View;
+pub use token::BadToken;
+
+use propose::Proposer;
+use raft::{Peer, Types};
+use token::Token;
+
+/// What the command line says about a start. On later starts what is given replaces what was stored.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// Where everything of this node lives.
+    pub data_dir: PathBuf,
+    /// Default: the host's name.
+    pub name: Option<String>,
+    /// Default: `default`.
+    pub zone: Option<String>,
+    /// Where other nodes are listened for. Default: all addresses, port 7400.
+    pub listen: Option<SocketAddr>,
+    /// `host:port` that other nodes dial. Default: what is listened on.
+    pub advertise: Option<String>,
+    /// Votes and keeps the log, collects nothing.
+    pub witness: bool,
+}
+
+/// Who this node is.
+#[derive(Clone, Debug)]
+pub struct Me {
+    /// Log index of the entry that admitted it; 1 for the first.
+    pub id: NodeId,
+    /// Its label.
+    pub name: String,
+    /// The zone it stands in.
+    pub zone: String,
+    /// `host:port` that other nodes dial.
+    pub address: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Votes and keeps the log, collects nothing.
+    pub witness: bool,
+    /// 16 octets, for ever the cluster's name to machines.
+    pub cluster_id: Bytes,
+    /// The cluster's name to humans.
+    pub cluster_name: String,
+    /// 16 octets of this data directory.
+    pub incarnation: Bytes,
+}
+
+/// Why a node does not start; each says where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data directory cannot be used at all.
+    #[error("data directory {}: {reason}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The system's words.
+        reason: io::Error,
+    },
+    /// `--init` or `--join` where a node lives already.
+    #[error("data directory {} holds a node already: start it without --init or --join, or name an empty directory", path.display())]
+    Occupied {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A later start where no node lives.
+    #[error("data directory {} holds no node: give --init NAME for the first node, --join ADDR:PORT --token TOKEN for any other", path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Another process runs on it.
+    #[error("data directory {} is in use by another process: stop it first", path.display())]
+    InUse {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A file that is not as it was written.
+    #[error("{} is damaged: {reason}. This node will not run on it: remove it from the cluster, and join anew with an empty directory", file.display())]
+    Damaged {
+        /// Which.
+        file: PathBuf,
+        /// How one sees it.
+        reason: String,
+    },
+    /// Parts of two nodes or clusters in one directory.
+    #[error("{} is not of the node that node.json names (it is of {found}): put back the files that belong together", file.display())]
+    Foreign {
+        /// Which.
+        file: PathBuf,
+        /// Whose it is.
+        found: String,
+    },
+    /// An address or name that cannot work.
+    #[error("{0}")]
+    Address(String),
+    /// The port cannot be listened on.
+    #[error("listen on {address}: {reason}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The system's words.
+        reason: io::Error,
+    },
+    /// The token's text.
+    #[error(transparent)]
+    Token(#[from] BadToken),
+    /// The cluster said no.
+    #[error("the cluster refused the join: {0}")]
+    Refused(String),
+    /// The address answers, but is not of the cluster that made the token.
+    #[error("{seed} is not a node of the cluster that made this token: check --join and --token")]
+    WrongAuthority {
+        /// The address asked.
+        seed: String,
+    },
+    /// Nobody answers there.
+    #[error("no member answers at {seed}: {reason}")]
+    NoMember {
+        /// The address asked.
+        seed: String,
+        /// What was tried last.
+        reason: String,
+    },
+    /// Something of this machine failed.
+    #[error("{what}: {reason}")]
+    Start {
+        /// Which step.
+        what: &'static str,
+        /// In its own words.
+        reason: String,
+    },
+}
+
+/// Why the membership did not change.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Only the leader changes it.
+    #[error("this node does not lead{}", .0.map(|id| format!(", node {id} does")).unwrap_or_default())]
+    NotLeader(Option<NodeId>),
+    /// Refused by the rules of Raft; try again later or ask for something else.
+    #[error("{0}")]
+    Refused(String),
+    /// This node has stopped.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
+}
+
+/// This node's part of the cluster; clones share it.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<start::Running>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cluster(node {})", self.me().id)
+    }
+}
+
+impl Cluster {
+    /// Makes a new cluster with this node as its first and only voter.
+    ///
+    /// # Errors
+    /// When the directory holds a node already, or something of this machine fails.
+    pub async fn init(start: Start, cluster_name: &str) -> Result<Cluster, OpenError> {
+        start::init(start, cluster_name, raft::Tuning::default()).await.map(Cluster::of)
+    }
+
+    /// Joins the cluster that `token` names through the member at `seed` (`host:port`). The leader adds
+    /// this node to the membership afterwards.
+    ///
+    /// # Errors
+    /// When the directory holds a node already, the token is bad, or nobody lets it in.
+    pub async fn join(start: Start, seed: &str, token: &str) -> Result<Cluster, OpenError> {
+        start::join(start, seed, token, raft::Tuning::default()).await.map(Cluster::of)
+    }
+
+    /// Starts the node that lives in the data directory.
+    ///
+    /// # Errors
+    /// When there is none, it is in use, or its files are damaged.
+    pub async fn open(start: Start) -> Result<Cluster, OpenError> {
+        start::open(start, raft::Tuning::default()).await.map(Cluster::of)
+    }
+
+    fn of(running: start::Running) -> Cluster {
+        Cluster { inner: Arc::new(running) }
+    }
+
+    /// Who this node is.
+    pub fn me(&self) -> &Me {
+        &self.inner.me
+    }
+
+    /// The cluster's secret key.
+    pub fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
+    /// This node's own observations that are not committed yet.
+    pub fn spool(&self) -> Spool {
+        self.inner.spool.clone()
+    }
+
+    /// The PKCS#8 private key for the upstream link; it never leaves this node.
+    pub fn upstream_key(&self) -> &crate::tls::Key {
+        &self.inner.upstream_key
+    }
+
+    fn proposer(&self) -> &Proposer {
+        &self.inner.proposer
+    }
+
+    /// Brings a command to the leader and waits until it is applied there.
+    ///
+    /// # Errors
+    /// When `patience` ends without it, or the rules refuse it.
+    pub async fn propose(&self, kind: command::Kind, patience: Duration) -> Result<Outcome, ProposeError> {
+        self.proposer().propose(kind, patience).await
+    }
+
+    /// The tables of this node at this moment.
+    ///
+    /// # Panics
+    /// When this node's database is gone, which nothing survives.
+    pub fn view(&self) -> View {
+        match self.proposer().store.view() {
+            Ok(view) => view,
+            Err(error) => panic!("the node's database cannot be read: {error}"),
+        }
+    }
+
+    /// Where this node stands; marked changed whenever something of it changes.
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.inner.standing.clone()
+    }
+
+    /// How long ago each peer acknowledged; empty unless this node leads.
+    pub fn heard(&self) -> BTreeMap<NodeId, Duration> {
+        standing::heard(&self.proposer().raft)
+    }
+
+    /// How many log entries each peer lacks; empty unless this node leads.
+    pub fn lag(&self) -> BTreeMap<NodeId, u64> {
+        standing::lag(&self.proposer().raft)
+    }
+
+    /// Lets a member receive the log. Returns when that is committed, not when it has caught up.
+    ///
+    /// # Errors
+    /// When this node does not lead or a change is under way.
+    pub async fn add_learner(&self, member: &Member) -> Result<(), ChangeError> {
+        let peer = Peer { address: member.address.clone(), incarnation: member.incarnation.clone() };
+        changed(self.proposer().raft.add_learner(member.id, peer, false).await)
+    }
+
+    /// Makes exactly these learners and voters the voters; who loses the vote stays as a learner.
+    ///
+    /// # Errors
+    /// When this node does not lead, a change is under way, or one of them is not a learner yet.
+    pub async fn change_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), ChangeError> {
+        let voters: BTreeSet<u64> = voters.into_iter().map(|id| id.0).collect();
+        changed(self.proposer().raft.change_membership(voters, true).await)
+    }
+
+    /// Takes a node out of Raft's membership, voter or learner. Its row in the members table is
+    /// another matter (`RemoveMember`), and is what shuts it out.
+    ///
+    /// # Errors
+    /// When this node does not lead or a change is under way.
+    pub async fn remove(&self, node: NodeId) -> Result<(), ChangeError> {
+        let voters = self.inner.standing.borrow().voters.clone();
+        if voters.contains(&node) {
+            let rest: BTreeSet<u64> = voters.iter().map(|id| id.0).filter(|id| *id != node.0).collect();
+            return changed(self.proposer().raft.change_membership(rest, false).await);
+        }
+        let gone = ChangeMembers::RemoveNodes(BTreeSet::from([node.0]));
+        changed(self.proposer().raft.change_membership(gone, false).await)
+    }
+
+    /// Asks `node`, a voter, to lead instead of this one. Returns before it does.
+    ///
+    /// # Errors
+    /// When this node does not lead or the other is no voter.
+    pub async fn transfer_leader(&self, node: NodeId) -> Result<(), ChangeError> {
+        let standing = self.inner.standing.borrow().clone();
+        if standing.role != Role::Leader {
+            return Err(ChangeError::NotLeader(standing.leader));
+        }
+        if !standing.voters.contains(&node) {
+            return Err(ChangeError::Refused(format!("node {node} does not vote, so it cannot lead")));
+        }
+        let asked = self.proposer().raft.trigger().transfer_leader(node.0).await;
+        asked.map_err(|fatal| ChangeError::Stopped(fatal.to_string()))
+    }
+
+    /// Commits a join token that works once within `ttl` and returns its text, which nothing keeps.
+    ///
+    /// # Errors
+    /// As [`Cluster::propose`].
+    pub async fn create_token(&self, ttl: Duration, by: &str) -> Result<String, ProposeError> {
+        let token = Token::generate(crate::tls::pin(&self.inner.ca_certificate))
+            .map_err(|error| ProposeError::Stopped(error.to_string()))?;
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let create = CreateToken {
+            id: token.id.clone(),
+            secret_sha256: Bytes::copy_from_slice(&token.secret_sha256()),
+            expires_at_ms: crate::clock::now().0.saturating_add(ttl_ms),
+            by: by.to_owned(),
+        };
+        self.propose(command::Kind::CreateToken(create), Duration::from_secs(10)).await?;
+        Ok(token.text().to_string())
+    }
+
+    /// Stops Raft and the listener and closes the database. Other clones are then of no use, and
+    /// while any is alive the directory stays locked.
+    pub async fn shutdown(self) {
+        self.inner.stop().await;
+        if let Some(running) = Arc::into_inner(self.inner) {
+            running.close().await;
+        }
+    }
+}
+
+fn changed<T>(result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> Result<(), ChangeError> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+            Err(ChangeError::NotLeader(to.leader_id.map(NodeId)))
+        }
+        Err(RaftError::APIError(refused)) => Err(ChangeError::Refused(refused.to_string())),
+        Err(RaftError::Fatal(fatal)) => Err(ChangeError::Stopped(fatal.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

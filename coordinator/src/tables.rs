@@ -1,0 +1,309 @@
+//! The replicated tables, as a trait that the shell backs with RocksDB and tests back with a map.
+//!
+//! Architecture Invariant: only [`crate::state::apply`] writes tables, and it writes into an
+//! [`Overlay`] that the shell commits in one batch together with `last_applied`.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::Message;
+
+/// One table each; the number is the stored name and never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Table {
+    /// Singletons: key `meta` holds a `store::Meta`.
+    Meta = 1,
+    /// Node id, 8 octets big-endian: `store::Member`.
+    Members = 2,
+    /// Join token id: `store::TokenRow`.
+    Tokens = 3,
+    /// API token id: `store::ApiTokenRow`.
+    ApiTokens = 4,
+    /// Unit id: `store::UnitRow`.
+    Units = 5,
+    /// Device id: `store::DeviceRow`.
+    Devices = 6,
+    /// Evidence (see `identity`): a device id.
+    Evidence = 7,
+    /// Time of reading, 8 octets big-endian, then its id: `store::ReadingRow`.
+    Readings = 8,
+    /// Sequence number, 8 octets big-endian: `store::OutboxEntry`.
+    Outbox = 9,
+    /// Node id, 8 octets, then the segment: `store::ReachRow`.
+    Reach = 10,
+    /// Log index, 8 octets big-endian: `store::AuditRow`.
+    Audit = 12,
+    /// Node id, 8 octets: that node's highest recorded observation, 8 octets big-endian.
+    Recorded = 13,
+}
+
+impl Table {
+    /// Every table, for shells that open them.
+    pub const ALL: [Table; 12] = [
+        Table::Meta,
+        Table::Members,
+        Table::Tokens,
+        Table::ApiTokens,
+        Table::Units,
+        Table::Devices,
+        Table::Evidence,
+        Table::Readings,
+        Table::Outbox,
+        Table::Reach,
+        Table::Audit,
+        Table::Recorded,
+    ];
+}
+
+/// The store below failed or holds what nobody wrote: the node must stop, not guess.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The disk or the store answered with an error.
+    #[error("read table {table:?}: {reason}")]
+    Store {
+        /// Where.
+        table: Table,
+        /// In the store's words.
+        reason: String,
+    },
+    /// A row that does not decode.
+    #[error("table {table:?} holds a damaged row: {reason}")]
+    Damaged {
+        /// Where.
+        table: Table,
+        /// What the decoder said.
+        reason: prost::DecodeError,
+    },
+}
+
+/// A key with its value.
+pub type Row = (Bytes, Bytes);
+
+/// Reads tables. Implementations show one consistent moment.
+pub trait Read {
+    /// The value under a key.
+    ///
+    /// # Errors
+    /// When the store below fails.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault>;
+
+    /// Rows from `from` (included) in key order, at most `limit`; the caller goes on behind the last key.
+    ///
+    /// # Errors
+    /// When the store below fails.
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault>;
+}
+
+/// Typed reading on top of [`Read`].
+pub trait ReadExt: Read {
+    /// Decodes the row under a key.
+    ///
+    /// # Errors
+    /// When the store fails or the row is damaged.
+    fn row<M: Message + Default>(&self, table: Table, key: &[u8]) -> Result<Option<M>, Fault> {
+        self.get(table, key)?
+            .map(|stored| M::decode(stored).map_err(|reason| Fault::Damaged { table, reason }))
+            .transpose()
+    }
+
+    /// Visits all rows whose keys start with `prefix`, in key order; `visit` returns false to stop.
+    ///
+    /// # Errors
+    /// When the store fails or a row is damaged.
+    fn each<M: Message + Default>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], M) -> bool,
+    ) -> Result<(), Fault> {
+        /// Rows fetched at a time: bounds memory at about a megabyte of device rows.
+        const PAGE: usize = 512;
+        let mut from = prefix.to_vec();
+        loop {
+            let page = self.range(table, &from, PAGE)?;
+            let full = page.len() == PAGE;
+            for (key, stored) in page {
+                if !key.starts_with(prefix) {
+                    return Ok(());
+                }
+                let row = M::decode(stored).map_err(|reason| Fault::Damaged { table, reason })?;
+                if !visit(&key, row) {
+                    return Ok(());
+                }
+                from = after(&key);
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// All rows whose keys start with `prefix`; for tables that are small by nature.
+    ///
+    /// # Errors
+    /// When the store fails or a row is damaged.
+    fn all<M: Message + Default>(&self, table: Table, prefix: &[u8]) -> Result<Vec<M>, Fault> {
+        let mut rows = Vec::new();
+        self.each(table, prefix, |_, row| {
+            rows.push(row);
+            true
+        })?;
+        Ok(rows)
+    }
+}
+
+impl<T: Read + ?Sized> ReadExt for T {}
+
+/// The smallest key behind `key`.
+pub fn after(key: &[u8]) -> Vec<u8> {
+    let mut next = key.to_vec();
+    next.push(0);
+    next
+}
+
+/// Uncommitted writes over a base: reads see them, the shell commits them as one batch.
+pub struct Overlay<'a> {
+    base: &'a dyn Read,
+    writes: BTreeMap<(Table, Bytes), Option<Bytes>>,
+}
+
+impl<'a> Overlay<'a> {
+    /// Nothing written yet.
+    pub fn new(base: &'a dyn Read) -> Self {
+        Overlay { base, writes: BTreeMap::new() }
+    }
+
+    /// Puts a row.
+    pub fn put<M: Message>(&mut self, table: Table, key: &[u8], row: &M) {
+        self.put_bytes(table, key, row.encode_to_vec().into());
+    }
+
+    /// Puts octets that are not a message.
+    pub fn put_bytes(&mut self, table: Table, key: &[u8], value: Bytes) {
+        self.writes.insert((table, Bytes::copy_from_slice(key)), Some(value));
+    }
+
+    /// Removes a row, if there.
+    pub fn delete(&mut self, table: Table, key: &[u8]) {
+        self.writes.insert((table, Bytes::copy_from_slice(key)), None);
+    }
+
+    /// What was written, in table and key order; `None` deletes.
+    pub fn into_writes(self) -> impl Iterator<Item = (Table, Bytes, Option<Bytes>)> {
+        self.writes.into_iter().map(|((table, key), value)| (table, key, value))
+    }
+
+    /// How many rows it touches.
+    pub fn len(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// True when nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+impl Read for Overlay<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        match self.writes.get(&(table, Bytes::copy_from_slice(key))) {
+            Some(written) => Ok(written.clone()),
+            None => self.base.get(table, key),
+        }
+    }
+
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
+        let start = (table, Bytes::copy_from_slice(from));
+        let mut written = self.writes.range(start..).take_while(|((other, _), _)| *other == table).peekable();
+        let mut rows = Vec::new();
+        let mut from = from.to_vec();
+        loop {
+            let page = self.base.range(table, &from, limit)?;
+            let exhausted = page.len() < limit;
+            for (key, value) in page {
+                from = after(&key);
+                while let Some(((_, earlier), value)) = written.next_if(|((_, k), _)| *k < key) {
+                    rows.extend(value.clone().map(|value| (earlier.clone(), value)));
+                }
+                match written.next_if(|((_, k), _)| *k == key) {
+                    Some((_, over)) => rows.extend(over.clone().map(|value| (key, value))),
+                    None => rows.push((key, value)),
+                }
+                if rows.len() >= limit {
+                    rows.truncate(limit);
+                    return Ok(rows);
+                }
+            }
+            if exhausted {
+                break;
+            }
+        }
+        rows.extend(written.filter_map(|((_, key), value)| value.clone().map(|value| (key.clone(), value))));
+        rows.truncate(limit);
+        Ok(rows)
+    }
+}
+
+/// Tables in memory, for tests and simulation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryTables(BTreeMap<(Table, Bytes), Bytes>);
+
+impl MemoryTables {
+    /// Commits a batch.
+    pub fn commit(&mut self, writes: impl Iterator<Item = (Table, Bytes, Option<Bytes>)>) {
+        for (table, key, value) in writes {
+            match value {
+                Some(value) => self.0.insert((table, key), value),
+                None => self.0.remove(&(table, key)),
+            };
+        }
+    }
+}
+
+impl Read for MemoryTables {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        Ok(self.0.get(&(table, Bytes::copy_from_slice(key))).cloned())
+    }
+
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
+        let start = (table, Bytes::copy_from_slice(from));
+        let rows = self.0.range(start..).take_while(|((other, _), _)| *other == table).take(limit);
+        Ok(rows.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn writes() -> impl Strategy<Value = Vec<(u8, Option<u8>)>> {
+        proptest::collection::vec((any::<u8>(), any::<Option<u8>>()), 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlay_reads_as_if_committed(base in writes(), over in writes(), from in any::<u8>(), limit in 1usize..20) {
+            let batch = |writes: &[(u8, Option<u8>)]| {
+                writes
+                    .iter()
+                    .map(|(key, value)| (Table::Units, Bytes::from(vec![*key]), value.map(|v| Bytes::from(vec![v]))))
+                    .collect::<Vec<_>>()
+            };
+            let mut tables = MemoryTables::default();
+            tables.commit(batch(&base).into_iter());
+            let mut overlay = Overlay::new(&tables);
+            for (table, key, value) in batch(&over) {
+                match value {
+                    Some(value) => overlay.put_bytes(table, &key, value),
+                    None => overlay.delete(table, &key),
+                }
+            }
+            let seen = overlay.range(Table::Units, &[from], limit).unwrap();
+            let mut committed = tables.clone();
+            committed.commit(overlay.into_writes());
+            prop_assert_eq!(seen, committed.range(Table::Units, &[from], limit).unwrap());
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The data directory: who this node is, its keys, its lock.
+//!
+//! `node.json` is written last and renamed into place: a directory without it holds no node. It names
+//! the SHA-256 of itself and of every other file, so damage is found and named before anything runs.
+//! Files are 0600, the directory 0700.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::OpenError;
+
+pub(crate) const NODE: &str = "node.json";
+pub(crate) const NODE_KEY: &str = "node.key";
+pub(crate) const NODE_CERTIFICATE: &str = "node.crt";
+pub(crate) const CA_CERTIFICATE: &str = "ca.crt";
+pub(crate) const CLUSTER_KEY: &str = "cluster.key";
+pub(crate) const UPSTREAM_KEY: &str = "upstream.key";
+const LOCK: &str = "lock";
+const DB: &str = "db";
+/// Present from the first write of `--init` or `--join` until `node.json` stands.
+const UNFINISHED: &str = "unfinished";
+const FORMAT: u32 = 1;
+
+/// What `node.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Card {
+    pub(crate) format: u32,
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) zone: String,
+    pub(crate) listen: String,
+    pub(crate) advertise: String,
+    pub(crate) witness: bool,
+    pub(crate) cluster_id: String,
+    pub(crate) cluster_name: String,
+    pub(crate) incarnation: String,
+    /// SHA-256 of the other files, in hex.
+    pub(crate) files: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    node: Card,
+    sha256: String,
+}
+
+/// A locked data directory.
+pub(crate) struct Directory {
+    path: PathBuf,
+    _lock: File,
+}
+
+fn sha256(octets: &[u8]) -> String {
+    HEXLOWER.encode(&crate::tls::pin(octets))
+}
+
+impl Directory {
+    /// Locks `path`, creating it when `create`.
+    pub(crate) fn lock(path: &Path, create: bool) -> Result<Self, OpenError> {
+        let failed = |reason: io::Error| OpenError::Directory { path: path.to_owned(), reason };
+        if create {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        } else if !path.is_dir() {
+            return Err(OpenError::Empty { path: path.to_owned() });
+        }
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join(LOCK))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Directory { path: path.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+            Err(fs::TryLockError::Error(reason)) => Err(failed(reason)),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn db(&self) -> PathBuf {
+        self.path.join(DB)
+    }
+
+    /// Refuses a directory that holds a node, clears what an unfinished first start left.
+    pub(crate) fn claim(&self) -> Result<(), OpenError> {
+        if self.path.join(NODE).exists() {
+            return Err(OpenError::Occupied { path: self.path.clone() });
+        }
+        let (marker, db) = (self.path.join(UNFINISHED), self.db());
+        if db.exists() && !marker.exists() {
+            // Somebody's log without somebody's name: never ours to delete.
+            return Err(OpenError::Damaged {
+                file: self.path.join(NODE),
+                reason: "it is missing beside a database; restore it, or use an empty directory".into(),
+            });
+        }
+        let failed = |reason| OpenError::Directory { path: self.path.clone(), reason };
+        if db.exists() {
+            fs::remove_dir_all(&db).map_err(failed)?;
+        }
+        self.put(UNFINISHED, b"").map_err(failed)
+    }
+
+    /// Writes a file so that a crash leaves the old one or the new one.
+    pub(crate) fn put(&self, name: &str, octets: &[u8]) -> io::Result<()> {
+        let (aside, place) = (self.path.join(format!(".{name}.new")), self.path.join(name));
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+        file.write_all(octets)?;
+        file.sync_all()?;
+        fs::rename(aside, place)?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Writes the files and, last, the card that names them.
+    pub(crate) fn settle(&self, card: &mut Card, files: &[(&str, &[u8])]) -> io::Result<()> {
+        for (name, octets) in files {
+            self.put(name, octets)?;
+            card.files.insert((*name).to_owned(), sha256(octets));
+        }
+        card.format = FORMAT;
+        let text = serde_json::to_string(card)?;
+        let stored = Stored { node: card.clone(), sha256: sha256(text.as_bytes()) };
+        self.put(NODE, &serde_json::to_vec_pretty(&stored)?)?;
+        match fs::remove_file(self.path.join(UNFINISHED)) {
+            Err(reason) if reason.kind() != io::ErrorKind::NotFound => Err(reason),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads and checks the card.
+    pub(crate) fn card(&self) -> Result<Card, OpenError> {
+        let file = self.path.join(NODE);
+        let damaged = |reason: String| OpenError::Damaged { file: file.clone(), reason };
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound && !self.db().exists() => {
+                return Err(OpenError::Empty { path: self.path.clone() });
+            }
+            Err(reason) => return Err(damaged(reason.to_string())),
+        };
+        let stored: Stored = serde_json::from_slice(&text).map_err(|reason| damaged(reason.to_string()))?;
+        let again = serde_json::to_string(&stored.node).map_err(|reason| damaged(reason.to_string()))?;
+        if sha256(again.as_bytes()) != stored.sha256 {
+            return Err(damaged("its check does not match; restore the file, don't edit it".into()));
+        }
+        if stored.node.format > FORMAT {
+            return Err(damaged(format!("format {} is of a later version", stored.node.format)));
+        }
+        Ok(stored.node)
+    }
+
+    /// Reads a file that the card names and checks it.
+    pub(crate) fn file(&self, card: &Card, name: &str) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        let damaged = |reason: String| OpenError::Damaged { file: self.path.join(name), reason };
+        let octets = Zeroizing::new(fs::read(self.path.join(name)).map_err(|why| damaged(why.to_string()))?);
+        match card.files.get(name) {
+            Some(expected) if *expected == sha256(&octets) => Ok(octets),
+            Some(_) => Err(damaged("its SHA-256 is not the one that node.json names".into())),
+            None => Err(damaged("node.json does not name it".into())),
+        }
+    }
+}
+
+/// 16 octets from hex.
+pub(crate) fn octets16(text: &str) -> Option<[u8; 16]> {
+    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
+}

@@ -1,0 +1,207 @@
+//! The state machine: committed entries through `state::apply` into one batch with `applied`.
+//!
+//! Architecture Invariant: this is the only writer of state rows, and it writes them only together
+//! with the log id that they reach. A fault stops the node; it never guesses.
+
+use std::io;
+
+use futures::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+use quire_coordinator::state;
+use quire_coordinator::tables::Overlay;
+use quire_proto::store::{Command, Outcome, outcome};
+use rocksdb::WriteBatch;
+
+use super::raft::{Answer, Entry, LogId, SnapshotMeta, StoredMembership, Types, away};
+use super::snapshot::{Copy, Staging};
+use super::store::{META, STATE, Store, Tables, View, key, state_key};
+use super::wire;
+
+/// Entries that share one batch: bounds what a batch holds at 64 entries of at most 256 KiB each.
+const TOGETHER: usize = 64;
+
+type Snapshot = openraft::type_config::alias::SnapshotOf<Types, Copy>;
+
+/// The replicated tables in RocksDB.
+pub(crate) struct Machine {
+    store: Store,
+    marks: Marks,
+    /// openraft asks for a snapshot only once it has wanted one.
+    wanted: bool,
+}
+
+/// How far the tables are.
+#[derive(Clone, Debug, Default)]
+struct Marks {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl Machine {
+    /// Reads how far the tables of `store` are.
+    pub(crate) fn open(store: Store) -> io::Result<Self> {
+        let marks = Marks::read(store.meta(key::APPLIED)?, store.meta(key::MEMBERSHIP)?)?;
+        Ok(Machine { store, marks, wanted: false })
+    }
+}
+
+impl Marks {
+    fn read(applied: Option<Vec<u8>>, membership: Option<Vec<u8>>) -> io::Result<Self> {
+        let applied = match applied {
+            Some(stored) => Some(wire::to_log_id(&wire::decode("the applied mark", &stored)?)),
+            None => None,
+        };
+        let membership = match membership {
+            Some(stored) => wire::to_stored_membership(wire::decode("the membership", &stored)?)?,
+            None => StoredMembership::default(),
+        };
+        Ok(Marks { applied, membership })
+    }
+
+    fn of(view: &View) -> io::Result<Self> {
+        Marks::read(view.meta(key::APPLIED)?, view.meta(key::MEMBERSHIP)?)
+    }
+
+    fn write(&self, store: &Store, batch: &mut WriteBatch) -> io::Result<()> {
+        let family = store.family(META)?;
+        if let Some(applied) = &self.applied {
+            batch.put_cf(family, key::APPLIED, wire::log_id(applied).encode_to_vec());
+        }
+        batch.put_cf(family, key::MEMBERSHIP, wire::stored_membership(&self.membership).encode_to_vec());
+        Ok(())
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
+/// Applies entries in order and commits them as one batch with the marks they reach.
+fn commit(store: &Store, mut marks: Marks, entries: Vec<Entry>) -> io::Result<(Marks, Vec<Answer>)> {
+    let active = store.active()?;
+    let tables = Tables { store, active };
+    let mut overlay = Overlay::new(&tables);
+    let mut answers = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let index = entry.log_id.index;
+        let outcome = match entry.payload {
+            EntryPayload::Blank => Outcome { index, result: None },
+            EntryPayload::Membership(membership) => {
+                marks.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Outcome { index, result: None }
+            }
+            EntryPayload::Normal(proposal) => match Command::decode(proposal.0) {
+                Ok(command) => state::apply(&mut overlay, index, &command).map_err(io::Error::other)?,
+                Err(reason) => Outcome {
+                    index,
+                    result: Some(outcome::Result::Rejected(format!("not a command: {reason}"))),
+                },
+            },
+        };
+        marks.applied = Some(entry.log_id);
+        answers.push(Answer(outcome));
+    }
+    let family = store.family(STATE[active])?;
+    let mut batch = WriteBatch::default();
+    for (table, key, value) in overlay.into_writes() {
+        match value {
+            Some(value) => batch.put_cf(family, state_key(table, &key), value),
+            None => batch.delete_cf(family, state_key(table, &key)),
+        }
+    }
+    marks.write(store, &mut batch)?;
+    store.write(batch)?;
+    Ok((marks, answers))
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = Copy;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.marks.applied, self.marks.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut chunks = entries.ready_chunks(TOGETHER);
+        while let Some(chunk) = chunks.next().await {
+            let (mut entries, mut responders) = (Vec::new(), Vec::new());
+            for item in chunk {
+                let (entry, responder) = item?;
+                entries.push(entry);
+                responders.push(responder);
+            }
+            let (store, marks) = (self.store.clone(), self.marks.clone());
+            let (marks, answers) = away(move || commit(&store, marks, entries)).await?;
+            self.marks = marks;
+            for (responder, answer) in responders.into_iter().zip(answers) {
+                if let Some(responder) = responder {
+                    responder.send(answer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+        self.wanted = true;
+        Some(Builder { store: self.store.clone() })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.wanted = true;
+        Builder { store: self.store.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, copy: Copy) -> Result<(), io::Error> {
+        let marks = Marks { applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        let (store, written) = (self.store.clone(), marks.clone());
+        away(move || {
+            let staged = match copy {
+                Copy::Staged(staged) => staged,
+                Copy::View(view) => Staging::copy(&store, &view)?,
+            };
+            let mut batch = WriteBatch::default();
+            batch.put_cf(store.family(META)?, key::ACTIVE, [staged.family_number()]);
+            written.write(&store, &mut batch)?;
+            store.write_synced(batch)?;
+            Ok(())
+        })
+        .await?;
+        self.marks = marks;
+        self.wanted = true;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        if !self.wanted {
+            return Ok(None);
+        }
+        // A view of now covers everything that an older snapshot would.
+        snapshot(&self.store).map(Some)
+    }
+}
+
+fn snapshot(store: &Store) -> io::Result<Snapshot> {
+    let view = store.view()?;
+    let meta = Marks::of(&view)?.meta();
+    Ok(Snapshot { meta, snapshot: Copy::View(view) })
+}
+
+/// Takes a view: that is all a snapshot is until someone needs it sent.
+pub(crate) struct Builder {
+    store: Store,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = Copy;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        snapshot(&self.store)
+    }
+}

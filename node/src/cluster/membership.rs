@@ -1,0 +1,220 @@
+//! Joining: what the door answers, and what a new node asks for.
+//!
+//! The private key stays on the new node; the cluster key travels only in the answer, inside the TLS
+//! session whose CA the token pins. The CA's key is opened for one signature and wiped.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use quire_coordinator::tables::{ReadExt, Table};
+use quire_proto::cluster::door_client::DoorClient;
+use quire_proto::cluster::door_server::Door;
+use quire_proto::cluster::{JoinReply, JoinRequest};
+use quire_proto::store::{Join, Member, Meta, Outcome, TokenRow, command, outcome};
+use tokio::sync::Semaphore;
+use tonic::{Code, Request, Response, Status};
+
+use super::OpenError;
+use super::keys::Keys;
+use super::network::{dial, endpoint, node_uri, server_name};
+use super::propose::{ProposeError, Proposer};
+use super::token::Token;
+use crate::tls::{self, Authority, Connector, Names};
+
+/// Joins worked on at once; a third waits. Each costs a proposal and two signatures.
+const JOINS: usize = 2;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the CA's key is sealed for.
+pub(crate) fn ca_purpose(cluster_id: &[u8]) -> Vec<u8> {
+    [b"quire ca key ".as_slice(), cluster_id].concat()
+}
+
+/// The names of a node's certificate.
+pub(crate) fn names(cluster_id: &[u8], node: u64) -> Names {
+    Names {
+        common_name: format!("quire node {node}"),
+        dns: server_name(node),
+        uri: node_uri(cluster_id, node),
+    }
+}
+
+/// Says what is wrong with a name or zone that listings, certificates and files will carry.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fine) {
+        return Err(format!("{what} `{name}` must be 1 to 63 letters, digits, `-`, `_` or `.`"));
+    }
+    Ok(())
+}
+
+/// Says what is wrong with an address that other nodes will dial.
+pub(crate) fn check_address(address: &str) -> Result<(), String> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => Ok(()),
+        _ => Err(format!("`{address}` is not HOST:PORT")),
+    }
+}
+
+/// Answers those who want to join.
+pub(crate) struct Doorkeeper {
+    proposer: Proposer,
+    keys: Keys,
+    places: Semaphore,
+}
+
+impl Doorkeeper {
+    pub(crate) fn new(proposer: Proposer, keys: Keys) -> Self {
+        Doorkeeper { proposer, keys, places: Semaphore::new(JOINS) }
+    }
+
+    fn meta(&self) -> Result<Meta, Status> {
+        let view = self.proposer.store.view().map_err(|error| Status::internal(error.to_string()))?;
+        let meta: Option<Meta> =
+            view.row(Table::Meta, b"meta").map_err(|fault| Status::internal(fault.to_string()))?;
+        meta.filter(|meta| !meta.cluster_id.is_empty())
+            .ok_or_else(|| Status::unavailable("this node is still catching up: ask another member, or wait"))
+    }
+
+    /// The member that an earlier try of the same join made, if its answer was lost.
+    fn made_before(&self, request: &JoinRequest) -> Option<u64> {
+        let view = self.proposer.store.view().ok()?;
+        let token: TokenRow = view.row(Table::Tokens, request.token_id.as_bytes()).ok()??;
+        let member: Member = view.row(Table::Members, &token.used_by.to_be_bytes()).ok()??;
+        let same = token.secret_sha256.as_ref() == tls::pin(&request.token_secret)
+            && member.incarnation == request.incarnation;
+        same.then_some(member.id)
+    }
+
+    async fn admit(&self, request: &JoinRequest) -> Result<u64, Status> {
+        let join = Join {
+            token_id: request.token_id.clone(),
+            token_secret_sha256: Bytes::copy_from_slice(&tls::pin(&request.token_secret)),
+            member: Some(Member {
+                name: request.name.clone(),
+                zone: request.zone.clone(),
+                address: request.address.clone(),
+                version: request.version.clone(),
+                witness: request.witness,
+                incarnation: request.incarnation.clone(),
+                upstream_csr_der: request.upstream_csr_der.clone(),
+                ..Member::default()
+            }),
+        };
+        match self.proposer.propose(command::Kind::Join(join), PATIENCE).await {
+            Ok(Outcome { result: Some(outcome::Result::Node(node)), .. }) => Ok(node),
+            Ok(_) => Err(Status::internal("the join has an outcome that is no node id")),
+            Err(ProposeError::Rejected(why)) => {
+                self.made_before(request).ok_or_else(|| Status::permission_denied(why))
+            }
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+
+    fn certify(&self, meta: &Meta, node: u64, csr_der: &[u8]) -> Result<Vec<u8>, Status> {
+        let key = self
+            .keys
+            .open(&meta.ca_private_key_sealed, &ca_purpose(&meta.cluster_id))
+            .map_err(|error| Status::internal(format!("open the CA key: {error}")))?;
+        let authority = Authority::restore(&meta.ca_certificate_der, &key)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        authority
+            .sign(csr_der, &names(&meta.cluster_id, node))
+            .map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}
+
+fn check(request: &JoinRequest) -> Result<(), String> {
+    check_name("the name", &request.name)?;
+    check_name("the zone", &request.zone)?;
+    check_address(&request.address)?;
+    if request.incarnation.len() != 16 {
+        return Err("an incarnation has 16 octets".into());
+    }
+    if request.wire_version != quire_proto::WIRE_VERSION {
+        return Err(format!(
+            "wire version {} cannot join a cluster of version {}: install the same release",
+            request.wire_version,
+            quire_proto::WIRE_VERSION
+        ));
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl Door for Doorkeeper {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let _place = self.places.acquire().await.map_err(|_| Status::unavailable("closing"))?;
+        let request = request.into_inner();
+        check(&request).map_err(Status::invalid_argument)?;
+        let meta = self.meta()?;
+        // Tried before the token is spent: a malformed request must not cost the operator a token.
+        self.certify(&meta, 0, &request.csr_der)?;
+        let node = self.admit(&request).await?;
+        tracing::info!(node, name = request.name, "a node joined");
+        Ok(Response::new(JoinReply {
+            node,
+            cluster_id: meta.cluster_id.clone(),
+            cluster_name: meta.cluster_name.clone(),
+            certificate_der: self.certify(&meta, node, &request.csr_der)?.into(),
+            ca_certificate_der: meta.ca_certificate_der.clone(),
+            cluster_key: Bytes::copy_from_slice(self.keys.octets()),
+        }))
+    }
+}
+
+/// Asks `seed` to let this node in.
+pub(crate) async fn ask(seed: &str, token: &Token, request: JoinRequest) -> Result<JoinReply, OpenError> {
+    check_address(seed).map_err(OpenError::Address)?;
+    let connector = Connector::pinned(token.ca_pin)
+        .map_err(|error| OpenError::Start { what: "prepare TLS", reason: error.to_string() })?;
+    let silent = |reason: String| OpenError::NoMember { seed: seed.to_owned(), reason };
+    let deadline = tokio::time::Instant::now() + 3 * PATIENCE;
+    loop {
+        let stream = dial(seed, &connector, "node.quire").await.map_err(|reason| {
+            let text = reason.to_string();
+            if text.contains("UnknownIssuer") {
+                OpenError::WrongAuthority { seed: seed.to_owned() }
+            } else {
+                silent(text)
+            }
+        })?;
+        let mut stream = Some(stream);
+        let channel = endpoint()
+            .connect_with_connector(tower::service_fn(move |_| {
+                let stream = stream.take();
+                async move { stream.ok_or_else(|| std::io::Error::other("the connection was used")) }
+            }))
+            .await
+            .map_err(|reason| silent(reason.to_string()))?;
+        let answer = tokio::time::timeout(2 * PATIENCE, DoorClient::new(channel).join(request.clone())).await;
+        let status = match answer {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) => status,
+            Err(_) => Status::deadline_exceeded("no answer in time"),
+        };
+        match status.code() {
+            Code::PermissionDenied | Code::InvalidArgument => {
+                return Err(OpenError::Refused(status.message().to_owned()));
+            }
+            // Electing or catching up: worth waiting for. The same incarnation makes it the same join.
+            _ if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(500)).await
+            }
+            _ => return Err(silent(status.message().to_owned())),
+        }
+    }
+}
+
+/// Checks that an answer is what the token promised.
+pub(crate) fn verify(token: &Token, reply: &JoinReply) -> Result<(), OpenError> {
+    let wrong = |what: &str| OpenError::Refused(format!("the answer to the join {what}"));
+    if tls::pin(&reply.ca_certificate_der) != token.ca_pin {
+        return Err(wrong("brings another CA than the token names"));
+    }
+    let uri = tls::uri_of(&reply.certificate_der);
+    if uri.as_deref() != Some(node_uri(&reply.cluster_id, reply.node).as_str()) {
+        return Err(wrong("brings a certificate for somebody else"));
+    }
+    Ok(())
+}

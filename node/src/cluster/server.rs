@@ -1,0 +1,334 @@
+//! The listener between nodes: Raft's service for members, the door for those who want to join.
+//!
+//! Every message of Raft's service is admitted before Raft sees it: the right cluster, meant for this
+//! node in this incarnation, from the node that the certificate names, which is still a member.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use quire_coordinator::tables::{Read, Table};
+use quire_proto::cluster as proto;
+use quire_proto::cluster::raft_server::{Raft as Service, RaftServer};
+use quire_proto::cluster::{door_server::DoorServer, propose_reply, snapshot_part::Part};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::membership::Doorkeeper;
+use super::network::{MESSAGE_OCTETS, node_uri};
+use super::raft::{Proposal, Raft, SnapshotMeta, Types, away};
+use super::snapshot::{Copy, Gate, Staging};
+use super::store::Store;
+use super::wire;
+use crate::clock;
+use crate::tls::{self, Acceptor};
+
+/// Handshakes at once: 256 of about 30 KiB each. More wait in the kernel's accept queue.
+const HANDSHAKES: usize = 256;
+/// Nobody may hold a handshake longer.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// A snapshot stream that brings nothing for this long is given up, and its place is free.
+const SNAPSHOT_PART: Duration = Duration::from_secs(10);
+
+/// When the leader last spoke to us; what a follower knows of the quorum.
+#[derive(Clone, Default)]
+pub(crate) struct LastWord(Arc<Mutex<Option<Instant>>>);
+
+impl LastWord {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::steady());
+    }
+
+    /// How long ago, if ever.
+    pub(crate) fn elapsed(&self) -> Option<Duration> {
+        let said = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.map(|at| clock::steady().saturating_duration_since(at))
+    }
+}
+
+/// Answers members.
+pub(crate) struct Members {
+    pub(crate) me: u64,
+    pub(crate) cluster_id: Bytes,
+    pub(crate) incarnation: Bytes,
+    pub(crate) store: Store,
+    pub(crate) raft: Raft,
+    pub(crate) gate: Gate,
+    pub(crate) last_word: LastWord,
+}
+
+fn broken(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn absent(what: &str) -> Status {
+    Status::invalid_argument(format!("the request lacks {what}"))
+}
+
+impl Members {
+    /// Lets through who may speak, else says why not.
+    fn admit<T>(&self, request: &Request<T>, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
+        let certificates = request.peer_certs().ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        let leaf = certificates.first().ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        let uri = tls::uri_of(leaf).ok_or_else(|| Status::unauthenticated("a certificate without a node"))?;
+        self.check(&uri, envelope)
+    }
+
+    fn check(&self, uri: &str, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
+        let envelope = envelope.ok_or_else(|| absent("an envelope"))?;
+        if uri != node_uri(&self.cluster_id, envelope.from) {
+            return Err(Status::permission_denied(format!(
+                "the certificate is not of node {}",
+                envelope.from
+            )));
+        }
+        if envelope.cluster_id != self.cluster_id {
+            return Err(Status::failed_precondition("the message is for another cluster"));
+        }
+        if envelope.to != self.me {
+            return Err(Status::failed_precondition(format!(
+                "this is node {}, not {}",
+                self.me, envelope.to
+            )));
+        }
+        if envelope.incarnation != self.incarnation {
+            return Err(Status::failed_precondition(format!("node {} has another incarnation", self.me)));
+        }
+        if envelope.wire_version > quire_proto::WIRE_VERSION {
+            return Err(Status::failed_precondition("the sender speaks a later version: upgrade this node"));
+        }
+        if self.removed(envelope.from)? {
+            return Err(Status::permission_denied(format!(
+                "node {} is not a member any more",
+                envelope.from
+            )));
+        }
+        Ok(())
+    }
+
+    /// A node's id is the index of the entry that admitted it. So one that our tables lack although
+    /// they are past that entry was removed; one they have not reached yet is simply new.
+    fn removed(&self, node: u64) -> Result<bool, Status> {
+        let view = self.store.view().map_err(broken)?;
+        if view.get(Table::Members, &node.to_be_bytes()).map_err(broken)?.is_some() {
+            return Ok(false);
+        }
+        let applied = view.meta(super::store::key::APPLIED).map_err(broken)?;
+        let Some(applied) = applied else { return Ok(false) };
+        let applied: proto::LogId = wire::decode("the applied mark", &applied).map_err(broken)?;
+        // The first node is in the tables from the bootstrap entry on, which is not entry 1.
+        let bootstrapped = view.get(Table::Meta, b"meta").map_err(broken)?.is_some();
+        Ok(bootstrapped && applied.index >= node)
+    }
+
+    async fn receive(
+        &self,
+        mut parts: Streaming<proto::SnapshotPart>,
+        staging: Staging,
+    ) -> Result<Copy, Status> {
+        let mut staging = staging;
+        loop {
+            let part = tokio::time::timeout(SNAPSHOT_PART, parts.message())
+                .await
+                .map_err(|_| Status::deadline_exceeded("the snapshot stands still"))??;
+            match part.and_then(|part| part.part) {
+                Some(Part::Rows(rows)) => {
+                    staging = away(move || {
+                        staging.add(&rows)?;
+                        Ok(staging)
+                    })
+                    .await
+                    .map_err(broken)?;
+                }
+                Some(Part::End(end)) => {
+                    return away(move || staging.finish(&end)).await.map(Copy::Staged).map_err(broken);
+                }
+                Some(Part::Head(_) | Part::File(_) | Part::Data(_)) => {
+                    return Err(Status::invalid_argument("a snapshot part that does not belong here"));
+                }
+                None => return Err(Status::data_loss("the snapshot ends before its end")),
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Members {
+    async fn append(
+        &self,
+        request: Request<proto::AppendRequest>,
+    ) -> Result<Response<proto::AppendReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let request = request.into_inner();
+        let entries = request.entries.into_iter().map(wire::to_entry).collect::<Result<Vec<_>, _>>();
+        let rpc = AppendEntriesRequest::<Types> {
+            vote: request.vote.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?,
+            prev_log_id: request.previous.as_ref().map(wire::to_log_id),
+            entries: entries.map_err(|reason| Status::invalid_argument(reason.to_string()))?,
+            leader_commit: request.committed.as_ref().map(wire::to_log_id),
+        };
+        use proto::append_reply::Result as Kind;
+        let (kind, matching, vote) = match self.raft.append_entries(rpc).await.map_err(broken)? {
+            AppendEntriesResponse::Success => (Kind::Success, None, None),
+            AppendEntriesResponse::PartialSuccess(matching) => (Kind::Partial, matching, None),
+            AppendEntriesResponse::Conflict => (Kind::Conflict, None, None),
+            AppendEntriesResponse::HigherVote(vote) => (Kind::HigherVote, None, Some(vote)),
+        };
+        if kind != Kind::HigherVote {
+            self.last_word.now();
+        }
+        Ok(Response::new(proto::AppendReply {
+            result: kind.into(),
+            matching: matching.as_ref().map(wire::log_id),
+            vote: vote.as_ref().map(wire::vote),
+        }))
+    }
+
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let reply = self.raft.vote(ballot(request.get_ref())?).await.map_err(broken)?;
+        Ok(Response::new(verdict(&reply)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<proto::VoteRequest>,
+    ) -> Result<Response<proto::VoteReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let reply = self.raft.pre_vote(ballot(request.get_ref())?).await.map_err(broken)?;
+        Ok(Response::new(verdict(&reply)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotPart>>,
+    ) -> Result<Response<proto::SnapshotReply>, Status> {
+        let (metadata, extensions, mut parts) = request.into_parts();
+        let first = parts.message().await?.and_then(|part| part.part);
+        let Some(Part::Head(head)) = first else { return Err(absent("a head")) };
+        self.admit(&Request::from_parts(metadata, extensions, ()), head.envelope.as_ref())?;
+        let vote = head.vote.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
+        let meta = SnapshotMeta {
+            last_log_id: head.last.as_ref().map(wire::to_log_id),
+            last_membership: wire::to_stored_membership(head.membership.unwrap_or_default())
+                .map_err(broken)?,
+        };
+        let (store, gate) = (self.store.clone(), self.gate.clone());
+        let staging = away(move || Staging::begin(&store, &gate)).await.map_err(broken)?;
+        let snapshot = self.receive(parts, staging).await?;
+        let snapshot = openraft::Snapshot { meta, snapshot };
+        let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(broken)?;
+        Ok(Response::new(proto::SnapshotReply { vote: Some(wire::vote(&reply.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferRequest>,
+    ) -> Result<Response<proto::TransferReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let request = request.into_inner();
+        let from = request.from.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
+        let last = request.last.as_ref().map(wire::to_log_id);
+        let rpc = TransferLeaderRequest::<Types>::new(from, request.to, last);
+        match self.raft.handle_transfer_leader(rpc).await.map_err(broken)? {
+            Ok(()) => Ok(Response::new(proto::TransferReply {})),
+            Err(refused) => Err(Status::aborted(refused.to_string())),
+        }
+    }
+
+    async fn propose(
+        &self,
+        request: Request<proto::ProposeRequest>,
+    ) -> Result<Response<proto::ProposeReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let result = match self.raft.client_write(Proposal(request.into_inner().command)).await {
+            Ok(written) => {
+                let outcome = prost::Message::encode_to_vec(&written.data.0);
+                propose_reply::Result::Outcome(outcome.into())
+            }
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                propose_reply::Result::Leader(to.leader_id.filter(|leader| *leader != self.me).unwrap_or(0))
+            }
+            Err(RaftError::APIError(unknown)) => return Err(Status::aborted(unknown.to_string())),
+            Err(RaftError::Fatal(fatal)) => return Err(broken(fatal)),
+        };
+        Ok(Response::new(proto::ProposeReply { result: Some(result) }))
+    }
+}
+
+fn ballot(request: &proto::VoteRequest) -> Result<VoteRequest<Types>, Status> {
+    let vote = request.vote.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
+    let mut rpc = VoteRequest::new(vote, request.last.as_ref().map(wire::to_log_id));
+    rpc.leadership_transfer = request.leader_transfer;
+    Ok(rpc)
+}
+
+fn verdict(reply: &openraft::raft::VoteResponse<Types>) -> proto::VoteReply {
+    proto::VoteReply {
+        vote: Some(wire::vote(&reply.vote)),
+        granted: reply.vote_granted,
+        last: reply.last_log_id.as_ref().map(wire::log_id),
+    }
+}
+
+/// Serves both services on `listener` until told to stop.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    members: Members,
+    doorkeeper: Doorkeeper,
+    stop: oneshot::Receiver<()>,
+) {
+    let (ready, streams) = mpsc::channel(64);
+    let accepting = tokio::spawn(accept(listener, acceptor, ready));
+    let members = RaftServer::new(members)
+        .max_decoding_message_size(MESSAGE_OCTETS)
+        .max_encoding_message_size(MESSAGE_OCTETS);
+    let served = tonic::transport::Server::builder()
+        .initial_stream_window_size(Some(4 << 20))
+        .initial_connection_window_size(Some(8 << 20))
+        .http2_keepalive_interval(Some(Duration::from_secs(2)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(4)))
+        .add_service(members)
+        .add_service(DoorServer::new(doorkeeper))
+        .serve_with_incoming_shutdown(tokio_stream::wrappers::ReceiverStream::new(streams), async {
+            let _ = stop.await;
+        })
+        .await;
+    accepting.abort();
+    if let Err(reason) = served {
+        tracing::error!(%reason, "serve other nodes");
+    }
+}
+
+type Accepted = std::io::Result<tokio_rustls::server::TlsStream<TcpStream>>;
+
+async fn accept(listener: TcpListener, acceptor: Acceptor, ready: mpsc::Sender<Accepted>) {
+    let places = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(reason) => {
+                tracing::warn!(%reason, "accept a connection from another node");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let _ = stream.set_nodelay(true);
+            match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    let _ = ready.send(Ok(stream)).await;
+                }
+                Ok(Err(reason)) => tracing::info!(%peer, %reason, "refused a connection"),
+                Err(_) => tracing::info!(%peer, "a handshake took too long"),
+            }
+        });
+    }
+}

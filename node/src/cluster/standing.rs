@@ -1,0 +1,128 @@
+//! Where this node stands in the cluster, as a watched value.
+//!
+//! Not a licence to act: openraft keeps `Leader` when cut off. Duties need a committed claim.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant, RaftMetrics, ServerState};
+use quire_proto::id::NodeId;
+use tokio::sync::watch;
+
+use super::raft::{Raft, Types};
+use super::server::LastWord;
+
+/// What a node does in Raft.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Leads, as far as it knows.
+    Leader,
+    /// Votes and follows.
+    Follower,
+    /// Receives the log without a vote.
+    #[default]
+    Learner,
+    /// Asks for votes.
+    Candidate,
+}
+
+/// A moment of this node's view of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// This node's part.
+    pub role: Role,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Raft's term.
+    pub term: u64,
+    /// Index of the last log entry here.
+    pub last_log: u64,
+    /// Index of the last entry in the tables here.
+    pub applied: u64,
+    /// A leader: a majority acknowledged it lately. Others: the leader spoke to this node lately.
+    pub quorum: bool,
+    /// Who votes; while the membership changes, the old and the new voters.
+    pub voters: BTreeSet<NodeId>,
+    /// Who receives the log without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// A membership change is under way.
+    pub changing: bool,
+    /// Why this node's Raft has stopped for good, if it has.
+    pub failed: Option<String>,
+}
+
+fn standing(metrics: &RaftMetrics<Types>, last_word: &LastWord, lately: Duration) -> Standing {
+    let membership = metrics.membership_config.membership();
+    let role = match metrics.state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner | ServerState::Shutdown => Role::Learner,
+    };
+    let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
+    let failed = metrics.running_state.as_ref().err().map(ToString::to_string);
+    let alone = voters.len() == 1 && voters.contains(&NodeId(metrics.id));
+    let acknowledged = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lately);
+    let quorum = failed.is_none()
+        && match role {
+            Role::Leader => alone || acknowledged,
+            Role::Follower | Role::Learner => {
+                metrics.current_leader.is_some() && last_word.elapsed().is_some_and(|ago| ago < lately)
+            }
+            Role::Candidate => false,
+        };
+    Standing {
+        role,
+        leader: metrics.current_leader.map(NodeId),
+        term: metrics.current_term,
+        last_log: metrics.last_log_index.unwrap_or(0),
+        applied: metrics.last_applied.map_or(0, |id| id.index),
+        quorum,
+        voters,
+        learners: membership.learner_ids().map(NodeId).collect(),
+        changing: membership.get_joint_config().len() > 1
+            || metrics.membership_config != metrics.committed_membership_config,
+        failed,
+    }
+}
+
+/// Keeps the watched value current until `raft` is gone or nobody can watch any more.
+pub(crate) async fn observe(raft: Raft, last_word: LastWord, lately: Duration, to: watch::Sender<Standing>) {
+    let mut metrics = raft.metrics();
+    drop(raft);
+    // Silence changes the quorum without any event, so it is looked for.
+    let mut look = tokio::time::interval(lately / 8);
+    loop {
+        let now = standing(&metrics.borrow_watched(), &last_word, lately);
+        to.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            _ = look.tick() => {}
+        }
+    }
+}
+
+/// How long ago each peer acknowledged; empty unless this node leads.
+pub(crate) fn heard(raft: &Raft) -> BTreeMap<NodeId, Duration> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let Some(beats) = &metrics.heartbeat else { return BTreeMap::new() };
+    let peers = beats.iter().filter(|(id, _)| **id != metrics.id);
+    peers.filter_map(|(id, at)| Some((NodeId(*id), at.as_ref()?.elapsed()))).collect()
+}
+
+/// How many log entries each peer lacks; empty unless this node leads.
+pub(crate) fn lag(raft: &Raft) -> BTreeMap<NodeId, u64> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let Some(replication) = &metrics.replication else { return BTreeMap::new() };
+    let last = metrics.last_log_index.unwrap_or(0);
+    let behind = |at: Option<u64>| last.saturating_sub(at.unwrap_or(0));
+    let peers = replication.iter().filter(|(id, _)| **id != metrics.id);
+    peers.map(|(id, at)| (NodeId(*id), behind(at.map(|id| id.index)))).collect()
+}

@@ -1,0 +1,322 @@
+//! The node's one RocksDB: column families for Raft's own marks, the log, the state tables and the spool.
+//!
+//! All families share one write-ahead log, so a crash loses a suffix of everything together: a purge
+//! never survives the state that made it allowed. The state lives in one of two families; which one is
+//! a row of `meta`, so installing a snapshot is a single write.
+//!
+//! What it must never do: write a state row outside the batch that also moves `applied`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quire_coordinator::tables::{Fault, Read, Row, Table};
+use rocksdb::{
+    ColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, DBRawIterator, Options, ReadOptions, Snapshot,
+    WriteBatch, WriteOptions,
+};
+
+/// Vote, purge mark, applied mark, membership, the active state family, the spool's marks, who we are.
+pub(crate) const META: &str = "meta";
+/// Log index, 8 octets big-endian: an encoded `cluster::Entry`.
+pub(crate) const LOG: &str = "log";
+/// Table number in one octet, then the table's key.
+pub(crate) const STATE: [&str; 2] = ["state-a", "state-b"];
+/// Observation number, 8 octets big-endian: an encoded `store::Observation`.
+pub(crate) const SPOOL: &str = "spool";
+
+/// Keys in [`META`].
+pub(crate) mod key {
+    pub(crate) const VOTE: &[u8] = b"vote";
+    pub(crate) const PURGED: &[u8] = b"purged";
+    pub(crate) const APPLIED: &[u8] = b"applied";
+    pub(crate) const MEMBERSHIP: &[u8] = b"membership";
+    pub(crate) const ACTIVE: &[u8] = b"active";
+    pub(crate) const SPOOL_RESERVED: &[u8] = b"spool-reserved";
+    pub(crate) const OWNER: &[u8] = b"owner";
+}
+
+/// What RocksDB said; the node can only stop and report it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {reason}")]
+pub(crate) struct StoreError {
+    pub(crate) what: &'static str,
+    pub(crate) reason: String,
+}
+
+impl StoreError {
+    pub(crate) fn new(what: &'static str, reason: impl std::fmt::Display) -> Self {
+        StoreError { what, reason: reason.to_string() }
+    }
+}
+
+impl From<StoreError> for std::io::Error {
+    fn from(error: StoreError) -> Self {
+        std::io::Error::other(error.to_string())
+    }
+}
+
+/// A handle on the open database; clones share it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    db: Arc<DB>,
+}
+
+impl Store {
+    /// Opens or creates the database in `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_paranoid_checks(true);
+        options.set_max_open_files(256);
+        options.set_keep_log_file_num(4);
+        // The log is purged by range and the state is small: 256 MiB bounds replay to about 2 seconds.
+        options.set_max_total_wal_size(256 << 20);
+        let families = [META, LOG, STATE[0], STATE[1], SPOOL].map(|name| {
+            let mut options = Options::default();
+            // Five families of at most two memtables: 5 * 2 * 16 MiB bounds them at 160 MiB.
+            options.set_write_buffer_size(16 << 20);
+            options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+            ColumnFamilyDescriptor::new(name, options)
+        });
+        let db = DB::open_cf_descriptors(&options, path, families)
+            .map_err(|reason| StoreError::new("open the database", reason))?;
+        Ok(Store { db: Arc::new(db) })
+    }
+
+    pub(crate) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    /// Of a name that [`Store::open`] opened.
+    pub(crate) fn family(&self, name: &'static str) -> Result<&ColumnFamily, StoreError> {
+        family(&self.db, name)
+    }
+
+    pub(crate) fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let family = self.family(META)?;
+        self.db.get_cf(family, key).map_err(|reason| StoreError::new("read the meta family", reason))
+    }
+
+    /// Writes without waiting for the disk; ordered before every later synced write.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.db.write(batch).map_err(|reason| StoreError::new("write a batch", reason))
+    }
+
+    /// Writes and waits until it, and everything before it, is on disk.
+    pub(crate) fn write_synced(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch, &options).map_err(|reason| StoreError::new("write a synced batch", reason))
+    }
+
+    /// Waits until everything written is on disk.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.db.flush_wal(true).map_err(|reason| StoreError::new("sync the write-ahead log", reason))
+    }
+
+    /// The state family in force: 0 or 1.
+    pub(crate) fn active(&self) -> Result<usize, StoreError> {
+        Ok(active_of(self.meta(key::ACTIVE)?.as_deref()))
+    }
+
+    /// One consistent moment of everything.
+    pub(crate) fn view(&self) -> Result<View, StoreError> {
+        let cell = Moment::new(self.db.clone(), |db| db.snapshot());
+        let marked = cell.with_dependent(|db, snapshot| {
+            let family = family(db, META)?;
+            snapshot
+                .get_cf(family, key::ACTIVE)
+                .map_err(|reason| StoreError::new("read the meta family", reason))
+        })?;
+        Ok(View { active: active_of(marked.as_deref()), moment: Arc::new(cell) })
+    }
+
+    /// How many handles and views are alive, this one included.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.db)
+    }
+}
+
+fn active_of(marked: Option<&[u8]>) -> usize {
+    usize::from(marked.and_then(|octets| octets.first().copied()) == Some(1))
+}
+
+fn family<'a>(db: &'a DB, name: &'static str) -> Result<&'a ColumnFamily, StoreError> {
+    db.cf_handle(name).ok_or_else(|| StoreError::new("find a column family", name))
+}
+
+self_cell::self_cell!(
+    struct Moment {
+        owner: Arc<DB>,
+        #[covariant]
+        dependent: Snapshot,
+    }
+);
+
+/// The tables and marks at one moment. Keep it short: it holds back the space of whatever changes after.
+#[derive(Clone)]
+pub struct View {
+    moment: Arc<Moment>,
+    active: usize,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("View(..)")
+    }
+}
+
+impl View {
+    /// A mark of this moment.
+    pub(crate) fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.moment.with_dependent(|db, snapshot| {
+            let family = family(db, META)?;
+            snapshot.get_cf(family, key).map_err(|reason| StoreError::new("read the meta family", reason))
+        })
+    }
+
+    /// Raw state rows from `from` (included) in key order: the stored form, for snapshots. Stops after
+    /// `limit` rows or once `octets` are gathered.
+    pub(crate) fn raw(&self, from: &[u8], limit: usize, octets: usize) -> Result<Vec<Row>, StoreError> {
+        self.moment.with_dependent(|db, snapshot| {
+            let family = family(db, STATE[self.active])?;
+            page(&SnapshotSource(snapshot), family, from, None, limit, octets)
+        })
+    }
+}
+
+impl Read for View {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.moment.with_dependent(|db, snapshot| get(&SnapshotSource(snapshot), db, self.active, table, key))
+    }
+
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
+        self.moment.with_dependent(|db, snapshot| {
+            range(&SnapshotSource(snapshot), db, self.active, table, from, limit)
+        })
+    }
+}
+
+/// The tables as they are now, for the one thread that applies.
+pub(crate) struct Tables<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) active: usize,
+}
+
+impl Read for Tables<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        get(self.store.db(), self.store.db(), self.active, table, key)
+    }
+
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
+        range(self.store.db(), self.store.db(), self.active, table, from, limit)
+    }
+}
+
+/// The stored key of a table's row.
+pub(crate) fn state_key(table: Table, key: &[u8]) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(key.len() + 1);
+    stored.push(table as u8);
+    stored.extend_from_slice(key);
+    stored
+}
+
+/// What the database and its snapshots can both do.
+trait Source {
+    fn fetch(&self, family: &ColumnFamily, key: &[u8])
+    -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>;
+    fn walk(&self, family: &ColumnFamily, options: ReadOptions) -> DBRawIterator<'_>;
+}
+
+impl Source for DB {
+    fn fetch(
+        &self,
+        family: &ColumnFamily,
+        key: &[u8],
+    ) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
+        self.get_pinned_cf(family, key)
+    }
+
+    fn walk(&self, family: &ColumnFamily, options: ReadOptions) -> DBRawIterator<'_> {
+        self.raw_iterator_cf_opt(family, options)
+    }
+}
+
+struct SnapshotSource<'a, 'b>(&'a Snapshot<'b>);
+
+impl Source for SnapshotSource<'_, '_> {
+    fn fetch(
+        &self,
+        family: &ColumnFamily,
+        key: &[u8],
+    ) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
+        self.0.get_pinned_cf(family, key)
+    }
+
+    fn walk(&self, family: &ColumnFamily, options: ReadOptions) -> DBRawIterator<'_> {
+        self.0.raw_iterator_cf_opt(family, options)
+    }
+}
+
+fn fault(table: Table) -> impl FnOnce(StoreError) -> Fault {
+    move |error| Fault::Store { table, reason: error.to_string() }
+}
+
+fn get(
+    source: &impl Source,
+    db: &DB,
+    active: usize,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<Bytes>, Fault> {
+    let family = family(db, STATE[active]).map_err(fault(table))?;
+    let stored = source
+        .fetch(family, &state_key(table, key))
+        .map_err(|reason| Fault::Store { table, reason: reason.to_string() })?;
+    Ok(stored.map(|slice| Bytes::copy_from_slice(&slice)))
+}
+
+fn range(
+    source: &impl Source,
+    db: &DB,
+    active: usize,
+    table: Table,
+    from: &[u8],
+    limit: usize,
+) -> Result<Vec<Row>, Fault> {
+    let family = family(db, STATE[active]).map_err(fault(table))?;
+    let end = vec![table as u8 + 1];
+    let mut rows =
+        page(source, family, &state_key(table, from), Some(end), limit, usize::MAX).map_err(fault(table))?;
+    for (key, _) in &mut rows {
+        let _ = key.split_to(1);
+    }
+    Ok(rows)
+}
+
+fn page(
+    source: &impl Source,
+    family: &ColumnFamily,
+    from: &[u8],
+    end: Option<Vec<u8>>,
+    limit: usize,
+    octets: usize,
+) -> Result<Vec<Row>, StoreError> {
+    let mut options = ReadOptions::default();
+    if let Some(end) = end {
+        options.set_iterate_upper_bound(end);
+    }
+    let mut walk = source.walk(family, options);
+    walk.seek(from);
+    let (mut rows, mut gathered) = (Vec::new(), 0);
+    while rows.len() < limit && gathered < octets {
+        let Some((key, value)) = walk.item() else { break };
+        gathered += key.len() + value.len();
+        rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        walk.next();
+    }
+    walk.status().map_err(|reason| StoreError::new("walk the state", reason))?;
+    Ok(rows)
+}

@@ -1,0 +1,232 @@
+//! Several nodes.
+
+use super::*;
+
+async fn join(dir: &TempDir, name: &str, through: &Cluster) -> Cluster {
+    let token = through.create_token(Duration::from_secs(60), "test").await.unwrap();
+    Cluster::join(start(dir.path(), name), &through.me().address, &token).await.unwrap()
+}
+
+fn row(cluster: &Cluster, of: &Cluster) -> Member {
+    members(cluster).into_iter().find(|member| member.id == of.me().id.0).unwrap()
+}
+
+fn ids(nodes: &[&Cluster]) -> BTreeSet<NodeId> {
+    nodes.iter().map(|node| node.me().id).collect()
+}
+
+/// One voter becomes three: both others first receive the log, then vote.
+async fn three(dir: &TempDir) -> [Cluster; 3] {
+    let one = init(dir, "n1").await;
+    let (two, three) = (join(dir, "n2", &one).await, join(dir, "n3", &one).await);
+    until(&one, "lead", |now| now.role == Role::Leader).await;
+    for node in [&two, &three] {
+        one.add_learner(&row(&one, node)).await.unwrap();
+        until(node, "hear of the leader", |now| now.leader == Some(NodeId(1)) && now.quorum).await;
+    }
+    one.change_voters(ids(&[&one, &two, &three])).await.unwrap();
+    for node in [&one, &two, &three] {
+        until(node, "know three voters", |now| now.voters.len() == 3 && !now.changing).await;
+    }
+    [one, two, three]
+}
+
+async fn caught_up(node: &Cluster, index: u64) {
+    until(node, "catch up", |now| now.applied >= index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_survive_their_leader() {
+    let dir = TempDir::new().unwrap();
+    let [one, two, three] = three(&dir).await;
+    assert_eq!(members(&two).len(), 3);
+    assert!(one.heard().keys().all(|id| ids(&[&two, &three]).contains(id)));
+    let outcome = three.propose(mode("service"), PATIENCE).await.unwrap();
+    caught_up(&two, outcome.index).await;
+    assert_eq!(meta(&two).upstream_mode, "service");
+    one.shutdown().await;
+
+    let outcome = two.propose(mode("normal"), PATIENCE).await.unwrap();
+    caught_up(&three, outcome.index).await;
+    let leader = until(&two, "know the new leader", |now| now.leader.is_some_and(|id| id != NodeId(1))).await;
+    assert!(ids(&[&two, &three]).contains(&leader.leader.unwrap()));
+
+    let one = Cluster::open(again(dir.path(), "n1")).await.unwrap();
+    let outcome = one.propose(mode("service"), PATIENCE).await.unwrap();
+    for node in [&one, &two, &three] {
+        caught_up(node, outcome.index).await;
+    }
+    assert_eq!(rows(&one), rows(&two));
+    assert_eq!(rows(&one), rows(&three));
+
+    three.shutdown().await;
+    two.shutdown().await;
+    until(&one, "notice the lost quorum", |now| !now.quorum).await;
+    let refused = one.propose(mode("normal"), Duration::from_secs(1)).await;
+    assert!(matches!(refused, Err(ProposeError::NoQuorum | ProposeError::Timeout)), "{refused:?}");
+    one.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_moves_on_request_and_a_removed_node_is_shut_out() {
+    let dir = TempDir::new().unwrap();
+    let [one, two, three] = three(&dir).await;
+    one.transfer_leader(two.me().id).await.unwrap();
+    until(&two, "lead", |now| now.role == Role::Leader && now.quorum).await;
+    assert!(matches!(two.transfer_leader(NodeId(999)).await, Err(ChangeError::Refused(_))));
+
+    let gone = quire_proto::store::RemoveMember { id: three.me().id.0, by: "test".into() };
+    two.remove(three.me().id).await.unwrap();
+    let outcome = two.propose(command::Kind::RemoveMember(gone), PATIENCE).await.unwrap();
+    caught_up(&one, outcome.index).await;
+    until(&one, "know two voters", |now| now.voters == ids(&[&one, &two])).await;
+    let refused = three.propose(mode("service"), Duration::from_secs(1)).await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert_ne!(meta(&two).upstream_mode, "service");
+    for node in [one, two, three] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_works_once_for_its_own_cluster() {
+    let dir = TempDir::new().unwrap();
+    let one = init(&dir, "n1").await;
+    let other = init(&dir, "other").await;
+    let token = one.create_token(Duration::from_secs(60), "test").await.unwrap();
+    let (at, elsewhere) = (one.me().address.clone(), other.me().address.clone());
+    let wrong = Cluster::join(start(dir.path(), "n2"), &elsewhere, &token).await;
+    assert!(matches!(wrong, Err(OpenError::WrongAuthority { .. })), "{wrong:?}");
+    let cut = Cluster::join(start(dir.path(), "n2"), &at, &token[..token.len() - 3]).await;
+    assert!(matches!(cut, Err(OpenError::Token(BadToken::Damaged))), "{cut:?}");
+    let two = Cluster::join(start(dir.path(), "n2"), &at, &token).await.unwrap();
+    assert!(two.me().id > one.me().id);
+    assert_eq!(two.keys().open(&one.keys().seal(b"x", b"p").unwrap(), b"p").unwrap().as_slice(), b"x");
+    let twice = Cluster::join(start(dir.path(), "n3"), &at, &token).await;
+    assert!(matches!(&twice, Err(OpenError::Refused(why)) if why.contains("used")), "{twice:?}");
+    let late = one.create_token(Duration::ZERO, "test").await.unwrap();
+    let late = Cluster::join(start(dir.path(), "n3"), &at, &late).await;
+    assert!(matches!(&late, Err(OpenError::Refused(why)) if why.contains("expired")), "{late:?}");
+    let nobody = Cluster::join(start(dir.path(), "n3"), "127.0.0.1:1", &token).await;
+    assert!(matches!(nobody, Err(OpenError::NoMember { .. })), "{nobody:?}");
+    for node in [one, two, other] {
+        node.shutdown().await;
+    }
+}
+
+/// What the node at `to` says to a message with this envelope from who holds this identity.
+async fn says(
+    to: &Cluster,
+    identity: Option<Arc<crate::tls::Identity>>,
+    envelope: quire_proto::cluster::Envelope,
+) -> tonic::Status {
+    use quire_proto::cluster::{TransferRequest, raft_client::RaftClient};
+    let connector = crate::tls::Connector::new(identity, &to.inner.ca_certificate).unwrap();
+    let (address, name) = (to.me().address.clone(), network::server_name(to.me().id.0));
+    let channel = network::endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
+        let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
+        async move { network::dial(&address, &connector, &name).await }
+    }));
+    // Without a vote, so that whoever is admitted still changes nothing.
+    let request = TransferRequest { envelope: Some(envelope), ..TransferRequest::default() };
+    RaftClient::new(channel).transfer_leader(request).await.unwrap_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_members_reach_raft_and_only_in_this_incarnation() {
+    use crate::tls::{Authority, Identity, Key};
+    use tonic::Code;
+    let dir = TempDir::new().unwrap();
+    let one = init(&dir, "n1").await;
+    let two = join(&dir, "n2", &one).await;
+    let meta = meta(&one);
+    let sealed = &meta.ca_private_key_sealed;
+    let ca_key = one.keys().open(sealed, &membership::ca_purpose(&meta.cluster_id)).unwrap();
+    let ours = Authority::restore(&meta.ca_certificate_der, &ca_key).unwrap();
+    let holder = |authority: &Authority, node: u64| {
+        let key = Key::generate().unwrap();
+        let names = membership::names(&meta.cluster_id, node);
+        let leaf = authority.sign(&key.request("x").unwrap(), &names).unwrap();
+        Some(Identity::new(&[&leaf, authority.certificate()], &key).unwrap())
+    };
+    let second = two.me().id.0;
+    let good = quire_proto::cluster::Envelope {
+        cluster_id: meta.cluster_id.clone(),
+        from: second,
+        to: 1,
+        incarnation: one.me().incarnation.clone(),
+        wire_version: quire_proto::WIRE_VERSION,
+    };
+    let admitted = says(&one, holder(&ours, second), good.clone()).await;
+    assert_eq!(admitted.code(), Code::InvalidArgument, "{admitted}");
+    let clone = quire_proto::cluster::Envelope { incarnation: two.me().incarnation.clone(), ..good.clone() };
+    let other = quire_proto::cluster::Envelope { cluster_id: vec![7; 16].into(), ..good.clone() };
+    let astray = quire_proto::cluster::Envelope { to: second, ..good.clone() };
+    for envelope in [clone, other, astray] {
+        let refused = says(&one, holder(&ours, second), envelope).await;
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    }
+    let impostor = says(&one, holder(&ours, 1), good.clone()).await;
+    assert_eq!(impostor.code(), Code::PermissionDenied, "{impostor}");
+    let nobody = says(&one, None, good.clone()).await;
+    assert_eq!(nobody.code(), Code::Unauthenticated, "{nobody}");
+    let theirs = Authority::generate("another").unwrap();
+    let foreign = says(&one, holder(&theirs, second), good.clone()).await;
+    assert!(!matches!(foreign.code(), Code::InvalidArgument | Code::Unauthenticated), "{foreign}");
+
+    let gone = quire_proto::store::RemoveMember { id: second, by: "test".into() };
+    one.propose(command::Kind::RemoveMember(gone), PATIENCE).await.unwrap();
+    let removed = says(&one, holder(&ours, second), good).await;
+    assert_eq!(removed.code(), Code::PermissionDenied, "{removed}");
+    for node in [one, two] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_moved_is_found_again() {
+    let dir = TempDir::new().unwrap();
+    let [one, two, three] = three(&dir).await;
+    let before = three.me().address.clone();
+    three.shutdown().await;
+    let elsewhere = Start { listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..again(dir.path(), "n3") };
+    let three = Cluster::open(elsewhere).await.unwrap();
+    assert_ne!(three.me().address, before);
+    let index = one.propose(mode("service"), PATIENCE).await.unwrap().index;
+    caught_up(&three, index).await;
+    for node in [one, two, three] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_learner_gets_a_snapshot_when_the_log_is_gone() {
+    let dir = TempDir::new().unwrap();
+    let tuning = Tuning { snapshot_entries: 20, keep_entries: 0, ..Tuning::default() };
+    let one = Cluster::of(start::init(start(dir.path(), "n1"), "site", tuning).await.unwrap());
+    let mut last = 0;
+    for n in 0..120_u64 {
+        let reaches =
+            vec![quire_proto::store::Reach { segment: format!("10.0.{n}.0/24"), ..Default::default() }];
+        let report = command::Kind::ReportReach(ReportReach { node: 1, reaches });
+        last = one.propose(report, PATIENCE).await.unwrap().index;
+    }
+    let two = join(&dir, "n2", &one).await;
+    one.add_learner(&row(&one, &two)).await.unwrap();
+    caught_up(&two, last).await;
+    let index = one.propose(mode("service"), PATIENCE).await.unwrap().index;
+    caught_up(&two, index).await;
+    assert_eq!(rows(&one), rows(&two));
+    assert!(two.view().range(Table::Reach, &[], 1000).unwrap().len() >= 120);
+    let first = two.inner.proposer.store.meta(store::key::ACTIVE).unwrap();
+    assert_eq!(first.as_deref(), Some([1].as_slice()), "the tables came as a snapshot");
+
+    two.shutdown().await;
+    let two = Cluster::open(again(dir.path(), "n2")).await.unwrap();
+    let index = one.propose(mode("normal"), PATIENCE).await.unwrap().index;
+    caught_up(&two, index).await;
+    assert_eq!(rows(&one), rows(&two));
+    for node in [one, two] {
+        node.shutdown().await;
+    }
+}

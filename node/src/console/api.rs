@@ -1,0 +1,156 @@
+//! The HTTP API: the contract's JSON by token, the three probes, and the metrics.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use quire_coordinator::tables::Fault;
+use quire_proto::id::Millis;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Site, facts, guard};
+
+/// Listings by token; the local control socket mounts [`listings`] without one.
+pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
+    let guarded = listings().layer(middleware::from_fn_with_state(Arc::clone(site), by_token));
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/openapi.json", get(|| async { Json(openapi()) }))
+        .merge(guarded)
+}
+
+/// Every listing, no questions asked.
+pub(super) fn listings() -> Router<Arc<Site>> {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/members", get(members))
+        .route("/api/v1/units", get(units))
+        .route("/api/v1/plan", get(units))
+        .route("/api/v1/devices", get(devices))
+        .route("/api/v1/readings", get(readings))
+        .route("/api/v1/reachability", get(reachability))
+        .route("/api/v1/audit", get(audit))
+}
+
+async fn by_token(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
+    match guard::role(&site.cluster.view(), request.headers()) {
+        Some(_) => next.run(request).await,
+        None => problem(
+            StatusCode::UNAUTHORIZED,
+            "a token is needed: `quire api-token create --role viewer`, then `Authorization: Bearer TOKEN`",
+        ),
+    }
+}
+
+/// An error as JSON.
+pub(super) fn problem(status: StatusCode, why: impl Into<String>) -> Response {
+    (status, Json(json!({ "error": why.into() }))).into_response()
+}
+
+fn answer(headers: &HeaderMap, rows: Result<Vec<Value>, Fault>) -> Response {
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(fault) => return problem(StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
+    };
+    let wants = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !wants.contains("application/x-ndjson") {
+        return Json(rows).into_response();
+    }
+    let mut lines = String::new();
+    for row in rows {
+        lines.push_str(&row.to_string());
+        lines.push('\n');
+    }
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response()
+}
+
+async fn readyz(State(site): State<Arc<Site>>) -> Response {
+    let quorum = site.cluster.watch().borrow().quorum;
+    if quorum {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "no quorum\n").into_response()
+    }
+}
+
+async fn metrics(State(site): State<Arc<Site>>) -> String {
+    site.observe();
+    site.metrics.render()
+}
+
+async fn status(State(site): State<Arc<Site>>) -> Response {
+    match facts::status(&site.cluster) {
+        Ok(status) => Json(status).into_response(),
+        Err(fault) => problem(StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
+    }
+}
+
+async fn members(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    let members = facts::status(&site.cluster)
+        .map(|status| status.get("members").and_then(Value::as_array).cloned().unwrap_or_default());
+    answer(&headers, members)
+}
+
+async fn units(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    answer(&headers, facts::units(&site.cluster.view()))
+}
+
+async fn devices(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    answer(&headers, facts::devices(&site.cluster.view(), |_| true))
+}
+
+#[derive(Deserialize)]
+struct Since {
+    since: Option<String>,
+    device: Option<String>,
+}
+
+async fn readings(State(site): State<Arc<Site>>, Query(query): Query<Since>, headers: HeaderMap) -> Response {
+    let since = match query.since.as_deref().map(str::parse::<Millis>).transpose() {
+        Ok(since) => since.unwrap_or_default(),
+        Err(error) => {
+            let why = format!("since: {error}: expected RFC 3339, for example 2026-11-22T00:00:00Z");
+            return problem(StatusCode::BAD_REQUEST, why);
+        }
+    };
+    answer(&headers, facts::readings(&site.cluster.view(), since, query.device.as_deref(), usize::MAX))
+}
+
+async fn reachability(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    answer(&headers, facts::reachability(&site.cluster.view()))
+}
+
+async fn audit(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    answer(&headers, facts::audit(&site.cluster.view()))
+}
+
+fn openapi() -> Value {
+    let list = |summary: &str| {
+        json!({"get": {"summary": summary, "security": [{"token": []}], "responses": {
+            "200": {"description": "An array of objects; one object a line with Accept: application/x-ndjson"},
+            "401": {"description": "No token, or one that is not known"}}}})
+    };
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Quire node", "version": env!("CARGO_PKG_VERSION")},
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "paths": {
+            "/api/v1/status": list("The cluster in one object"),
+            "/api/v1/members": list("The nodes"),
+            "/api/v1/units": list("The units and how far their sweeps have come"),
+            "/api/v1/plan": list("Which node has which unit"),
+            "/api/v1/devices": list("The devices"),
+            "/api/v1/readings": list("The readings, oldest first; ?since=TIME&device=ID"),
+            "/api/v1/reachability": list("Which node reaches which segment"),
+            "/api/v1/audit": list("What operators did"),
+        }
+    })
+}

@@ -1,0 +1,267 @@
+//! The control socket: what the command line may do to the node that runs on a data directory.
+//!
+//! The socket belongs to the node's user alone (mode 0600); whoever can open it is an administrator.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::future::BoxFuture;
+use quire_coordinator::rows;
+use quire_coordinator::settings::{self, Settings};
+use quire_proto::id::NodeId;
+use quire_proto::store::ask::What as AskWhat;
+use quire_proto::store::command::Kind;
+use quire_proto::store::outcome::Result as Answer;
+use quire_proto::store::{Ask, CreateApiToken, Member, PutSettings, RemoveMember, UpdateMember};
+use ring::digest::{SHA256, digest};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+
+use super::api::problem;
+use super::{Site, facts};
+use crate::cluster::ProposeError;
+
+/// The socket's name in the data directory.
+pub(crate) const SOCKET: &str = "control.sock";
+
+/// How long a change may take before its caller is told that it did not happen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who the audit says it was.
+const BY: &str = "operator";
+
+/// Registers the cluster at a Web Admin; done by `upstream`, which this room does not know.
+pub(crate) trait Enroller: Send + Sync {
+    /// Registers with the one-time code and commits the result; answers the site's name.
+    fn enroll(&self, url: String, code: String, pin: String) -> BoxFuture<'static, anyhow::Result<String>>;
+}
+
+/// Listens on the socket, replacing what a dead process left.
+pub(super) fn bind(path: &FilePath) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("remove the old {}", path.display())),
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("restrict {}", path.display()))?;
+    Ok(listener)
+}
+
+pub(super) fn routes() -> Router<Arc<Site>> {
+    Router::new()
+        .route("/control/token", post(create_token))
+        .route("/control/api-token", post(create_api_token))
+        .route("/control/settings", get(show_settings).post(apply_settings))
+        .route("/control/settings/validate", post(validate_settings))
+        .route("/control/members/{name}/{verb}", post(member_verb))
+        .route("/control/enroll", post(enroll))
+        .route("/control/sweep", post(sweep))
+        .route("/control/read", post(read))
+        .route("/control/explain/{address}", get(explain))
+}
+
+/// What a handler could not do: the status and the reason.
+struct Trouble(StatusCode, String);
+
+impl IntoResponse for Trouble {
+    fn into_response(self) -> Response {
+        problem(self.0, self.1)
+    }
+}
+
+impl From<ProposeError> for Trouble {
+    fn from(error: ProposeError) -> Self {
+        let status = match error {
+            ProposeError::Rejected(_) => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Trouble(status, error.to_string())
+    }
+}
+
+impl From<quire_coordinator::tables::Fault> for Trouble {
+    fn from(fault: quire_coordinator::tables::Fault) -> Self {
+        Trouble(StatusCode::INTERNAL_SERVER_ERROR, fault.to_string())
+    }
+}
+
+fn bad(why: impl Into<String>) -> Trouble {
+    Trouble(StatusCode::BAD_REQUEST, why.into())
+}
+
+type Done = Result<Json<Value>, Trouble>;
+
+#[derive(Deserialize)]
+struct TokenOptions {
+    ttl_ms: u64,
+}
+
+async fn create_token(State(site): State<Arc<Site>>, Json(options): Json<TokenOptions>) -> Done {
+    let token = site.cluster.create_token(Duration::from_millis(options.ttl_ms), BY).await?;
+    Ok(Json(json!({ "token": token })))
+}
+
+#[derive(Deserialize)]
+struct ApiTokenOptions {
+    role: String,
+}
+
+async fn create_api_token(State(site): State<Arc<Site>>, Json(options): Json<ApiTokenOptions>) -> Done {
+    let mut random = [0u8; 38];
+    getrandom::fill(&mut random).map_err(|error| bad(format!("draw random numbers: {error}")))?;
+    let id = data_encoding::BASE32_NOPAD.encode(&random[..6]).to_lowercase();
+    let secret = data_encoding::BASE64URL_NOPAD.encode(&random[6..]);
+    let command = CreateApiToken {
+        id: id.clone(),
+        secret_sha256: digest(&SHA256, secret.as_bytes()).as_ref().to_vec().into(),
+        role: options.role,
+        by: BY.to_owned(),
+    };
+    site.cluster.propose(Kind::CreateApiToken(command), PATIENCE).await?;
+    Ok(Json(json!({ "token": format!("{id}.{secret}") })))
+}
+
+async fn show_settings(State(site): State<Arc<Site>>) -> Result<String, Trouble> {
+    let meta = rows::meta(&site.cluster.view())?;
+    settings::redact(&meta.settings_toml).map_err(|error| bad(error.to_string()))
+}
+
+async fn validate_settings(body: String) -> Done {
+    let settings = Settings::parse(&body).map_err(|error| bad(error.to_string()))?;
+    let changes = Settings::default().changes(&settings);
+    Ok(Json(json!({ "changes": changes })))
+}
+
+async fn apply_settings(State(site): State<Arc<Site>>, body: String) -> Done {
+    let new = Settings::parse(&body).map_err(|error| bad(error.to_string()))?;
+    let keys = site.cluster.keys();
+    let sealed = settings::seal_secrets(&body, &mut |path, clear| keys.seal_text(clear, path))
+        .map_err(|error| bad(error.to_string()))?;
+    let meta = rows::meta(&site.cluster.view())?;
+    let old = Settings::parse(&settings::open_secrets(&meta.settings_toml, &mut |path, sealed| {
+        keys.open_text(sealed, path)
+    })
+    .map_err(|error| bad(error.to_string()))?)
+    .unwrap_or_default();
+    let changes = old.changes(&new);
+    let hide = new.discovery.hide.iter().map(ToString::to_string).collect();
+    let command = PutSettings { toml: sealed, by: BY.to_owned(), hide };
+    site.cluster.propose(Kind::PutSettings(command), PATIENCE).await?;
+    Ok(Json(json!({ "changes": changes })))
+}
+
+async fn member_verb(State(site): State<Arc<Site>>, Path((name, verb)): Path<(String, String)>) -> Done {
+    let members = rows::members(&site.cluster.view())?;
+    let known: Vec<_> = members.iter().map(|member| member.name.clone()).collect();
+    let Some(member) = members.into_iter().find(|member| member.name == name) else {
+        return Err(bad(format!("no node `{name}`: there are {}", known.join(", "))));
+    };
+    let id = NodeId(member.id);
+    match verb.as_str() {
+        "drain" => draining(&site, member, true).await?,
+        "resume" => draining(&site, member, false).await?,
+        "remove" if known.len() == 1 => return Err(bad("the last node cannot be removed")),
+        "remove" => {
+            let command = RemoveMember { id: id.0, by: BY.to_owned() };
+            site.cluster.propose(Kind::RemoveMember(command), PATIENCE).await?;
+        }
+        "lead" => {
+            site.cluster.transfer_leader(id).await.map_err(|error| bad(format!("{error:#}")))?;
+        }
+        other => return Err(bad(format!("`{other}` cannot be done to a node"))),
+    }
+    Ok(Json(json!({ "changes": format!("{verb} {name}") })))
+}
+
+async fn draining(site: &Site, member: Member, draining: bool) -> Result<(), Trouble> {
+    let member = Member { draining, ..member };
+    site.cluster.propose(Kind::UpdateMember(UpdateMember { member: Some(member) }), PATIENCE).await?;
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct EnrollOptions {
+    upstream: String,
+    code: String,
+    pin: String,
+}
+
+async fn enroll(State(site): State<Arc<Site>>, Json(options): Json<EnrollOptions>) -> Done {
+    let registered = site.enroller.enroll(options.upstream, options.code, options.pin).await;
+    let name = registered.map_err(|error| bad(format!("{error:#}")))?;
+    Ok(Json(json!({ "site": name })))
+}
+
+#[derive(Deserialize)]
+struct SweepOptions {
+    segment: Option<String>,
+}
+
+async fn sweep(State(site): State<Arc<Site>>, Json(options): Json<SweepOptions>) -> Done {
+    ask(&site, AskWhat::SweepSegment(options.segment.unwrap_or_default())).await
+}
+
+#[derive(Deserialize)]
+struct ReadOptions {
+    device: String,
+}
+
+async fn read(State(site): State<Arc<Site>>, Json(options): Json<ReadOptions>) -> Done {
+    ask(&site, AskWhat::ReadDevice(options.device)).await
+}
+
+async fn ask(site: &Site, what: AskWhat) -> Done {
+    let command = Ask { by: BY.to_owned(), what: Some(what) };
+    let outcome = site.cluster.propose(Kind::Ask(command), PATIENCE).await?;
+    let changes = match outcome.result {
+        Some(Answer::Changes(changes)) => changes,
+        _ => String::new(),
+    };
+    Ok(Json(json!({ "changes": changes })))
+}
+
+async fn explain(State(site): State<Arc<Site>>, Path(address): Path<std::net::IpAddr>) -> Done {
+    let tables = site.cluster.view();
+    let units = rows::units(&tables)?;
+    let holds = |prefix: &str| prefix.parse::<ipnet::IpNet>().is_ok_and(|prefix| prefix.contains(&address));
+    let Some(unit) = units.iter().find(|unit| holds(&unit.prefix)) else {
+        return Err(bad(format!("{address} lies in no segment of the settings")));
+    };
+    let reaches = rows::reaches(&tables)?;
+    let meta = rows::meta(&tables)?;
+    let names = facts::names(&tables)?;
+    let mut candidates = Vec::new();
+    for member in rows::members(&tables)? {
+        let reach = reaches
+            .iter()
+            .filter(|row| row.node == member.id)
+            .find_map(|row| row.reach.as_ref().filter(|reach| reach.segment == unit.segment));
+        candidates.push(json!({
+            "node": member.name,
+            "alive": meta.heard.iter().any(|heard| heard.node == member.id),
+            "draining": member.draining,
+            "reachable": reach.map(|reach| reach.reachable),
+            "hops": reach.and_then(|reach| reach.hops),
+            "units": units.iter().filter(|unit| unit.node == member.id).count(),
+        }));
+    }
+    Ok(Json(json!({
+        "address": address.to_string(),
+        "unit": unit.unit,
+        "node": names.get(&unit.node),
+        "epoch": unit.epoch,
+        "granted_at": quire_proto::id::Millis(unit.granted_at_ms).rfc3339(),
+        "candidates": candidates,
+    })))
+}

@@ -1,0 +1,84 @@
+//! The console: pages, API and live events of one node over HTTP, and the control socket that the
+//! command line speaks to.
+//!
+//! Architecture Invariant: nothing here writes tables or talks to devices; it proposes commands.
+
+mod api;
+mod control;
+pub(crate) mod facts;
+mod guard;
+mod pages;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::snmp::Snmp;
+
+pub(crate) use control::SOCKET;
+
+/// What the handlers share.
+pub(crate) struct Site {
+    pub(crate) cluster: Cluster,
+    pub(crate) snmp: Snmp,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) enroller: Arc<dyn control::Enroller>,
+    /// True where the console listens on loopback only, so that pages need no login.
+    pub(crate) open: bool,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Site {
+    /// Brings the gauges up to date.
+    fn observe(&self) {
+        let standing = self.cluster.watch().borrow().clone();
+        let stats = self.snmp.stats();
+        metrics::gauge!("quire_term").set(standing.term as f64);
+        metrics::gauge!("quire_applied_index").set(standing.applied as f64);
+        metrics::gauge!("quire_quorum").set(f64::from(u8::from(standing.quorum)));
+        metrics::counter!("quire_snmp_packets_sent_total").absolute(stats.packets_sent);
+        metrics::counter!("quire_snmp_packets_received_total")
+            .absolute(stats.packets_received);
+        if let Ok(meta) = quire_coordinator::rows::meta(&self.cluster.view()) {
+            metrics::gauge!("quire_devices").set(meta.devices as f64);
+            let pending = meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked);
+            metrics::gauge!("quire_outbox_pending").set(pending as f64);
+        }
+    }
+}
+
+/// Serves console and API until told to stop.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub(crate) async fn serve(site: Arc<Site>, address: SocketAddr) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address} for the console: choose another --console"))?;
+    tracing::info!(%address, "console");
+    let router = Router::new().merge(api::routes(&site)).merge(pages::routes(&site));
+    let stop = site.stop.clone();
+    axum::serve(listener, router.with_state(site))
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await
+        .context("serve the console")
+}
+
+/// Serves the control socket in the data directory until told to stop.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(crate) async fn serve_control(site: Arc<Site>, data_dir: std::path::PathBuf) -> anyhow::Result<()> {
+    let listener = control::bind(&data_dir.join(SOCKET))?;
+    let router = api::listings().merge(control::routes());
+    let stop = site.stop.clone();
+    axum::serve(listener, router.with_state(site))
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await
+        .context("serve the control socket")
+}

@@ -1,0 +1,280 @@
+//! The pages: cluster, units, devices, one device; rendered here, refreshed when something is applied.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use askama::Template;
+use axum::extract::{Form, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::routing::get;
+use axum::Router;
+use futures::Stream;
+use quire_coordinator::tables::Fault;
+use quire_proto::id::Millis;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Site, facts, guard};
+
+/// Devices on one page: about a screenful of scrolling, and a bound on what one request renders.
+const PAGE: usize = 200;
+
+/// Events a second at most, however much is applied.
+const EVENT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Nothing on a page may come from elsewhere.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
+    let guarded = Router::new()
+        .route("/", get(cluster))
+        .route("/units", get(units))
+        .route("/devices", get(devices))
+        .route("/devices/{id}", get(device))
+        .route("/events", get(events))
+        .layer(middleware::from_fn_with_state(Arc::clone(site), admit));
+    Router::new()
+        .route("/login", get(login_page).post(login))
+        .route("/assets/style.css", get(style))
+        .route("/assets/live.js", get(script))
+        .merge(guarded)
+        .layer(middleware::map_response(harden))
+}
+
+async fn harden(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, header::HeaderValue::from_static(POLICY));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, header::HeaderValue::from_static("no-referrer"));
+    response
+}
+
+async fn admit(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
+    if site.open {
+        if guard::local_host(request.headers()) {
+            return next.run(request).await;
+        }
+        return (StatusCode::FORBIDDEN, "this console answers to its loopback address only\n").into_response();
+    }
+    match guard::role(&site.cluster.view(), request.headers()) {
+        Some(_) => next.run(request).await,
+        None => Redirect::to("/login").into_response(),
+    }
+}
+
+async fn style() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/css")], include_str!("../../assets/style.css"))
+}
+
+async fn script() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/javascript")], include_str!("../../assets/live.js"))
+}
+
+#[derive(Template)]
+#[template(path = "login.html")]
+struct LoginPage {
+    failed: bool,
+}
+
+async fn login_page() -> Response {
+    page(&LoginPage { failed: false })
+}
+
+#[derive(Deserialize)]
+struct Login {
+    token: String,
+}
+
+async fn login(State(site): State<Arc<Site>>, Form(form): Form<Login>) -> Response {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = format!("Bearer {}", form.token.trim()).parse() {
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    if guard::role(&site.cluster.view(), &headers).is_none() {
+        return page(&LoginPage { failed: true });
+    }
+    let cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Strict", guard::COOKIE, form.token.trim());
+    ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
+}
+
+fn page(template: &impl Template) -> Response {
+    match template.render() {
+        Ok(html) => Html(html).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+fn broken(fault: &Fault) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()).into_response()
+}
+
+/// A JSON object that templates ask by path; what is not known is an empty string.
+struct Row(Value);
+
+impl Row {
+    fn text(&self, path: &str) -> String {
+        match path.split('.').try_fold(&self.0, |value, step| value.get(step)) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(items)) => {
+                items.iter().map(|item| item.as_str().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+            }
+            Some(other) => other.to_string(),
+        }
+    }
+
+    fn is(&self, path: &str) -> bool {
+        self.0.get(path).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    fn list(&self, key: &str) -> Vec<Row> {
+        self.0.get(key).and_then(Value::as_array).into_iter().flatten().cloned().map(Row).collect()
+    }
+
+    fn known(&self, path: &str) -> bool {
+        !self.text(path).is_empty()
+    }
+
+    /// The counters as name and value, in the contract's order.
+    fn counters(&self) -> Vec<(String, String)> {
+        let counters = self.0.get("counters").and_then(Value::as_object);
+        counters.into_iter().flatten().map(|(name, value)| (name.clone(), value.to_string())).collect()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "cluster.html")]
+struct ClusterPage {
+    status: Row,
+}
+
+async fn cluster(State(site): State<Arc<Site>>) -> Response {
+    match facts::status(&site.cluster) {
+        Ok(status) => page(&ClusterPage { status: Row(status) }),
+        Err(fault) => broken(&fault),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "units.html")]
+struct UnitsPage {
+    cluster: String,
+    units: Vec<Row>,
+}
+
+async fn units(State(site): State<Arc<Site>>) -> Response {
+    match facts::units(&site.cluster.view()) {
+        Ok(units) => page(&UnitsPage { cluster: cluster_name(&site), units: units.into_iter().map(Row).collect() }),
+        Err(fault) => broken(&fault),
+    }
+}
+
+fn cluster_name(site: &Site) -> String {
+    site.cluster.me().cluster_name.clone()
+}
+
+#[derive(Deserialize)]
+struct Search {
+    #[serde(default)]
+    q: String,
+    #[serde(default)]
+    page: usize,
+}
+
+#[derive(Template)]
+#[template(path = "devices.html")]
+struct DevicesPage {
+    cluster: String,
+    devices: Vec<Row>,
+    query: String,
+    found: usize,
+    page: usize,
+    more: bool,
+}
+
+async fn devices(State(site): State<Arc<Site>>, Query(search): Query<Search>) -> Response {
+    let needle = search.q.trim().to_lowercase();
+    let matches = |device: &Value| needle.is_empty() || device_text(device).contains(&needle);
+    let mut devices = match facts::devices(&site.cluster.view(), matches) {
+        Ok(devices) => devices,
+        Err(fault) => return broken(&fault),
+    };
+    devices.sort_by_cached_key(|device| {
+        let address = device.get("address").and_then(Value::as_str).unwrap_or_default();
+        address.parse::<std::net::IpAddr>().ok()
+    });
+    let found = devices.len();
+    let shown: Vec<Row> =
+        devices.into_iter().skip(search.page.saturating_mul(PAGE)).take(PAGE).map(Row).collect();
+    let more = search.page.saturating_add(1).saturating_mul(PAGE) < found;
+    page(&DevicesPage {
+        cluster: cluster_name(&site),
+        devices: shown,
+        query: search.q,
+        found,
+        page: search.page,
+        more,
+    })
+}
+
+/// What a search looks through.
+fn device_text(device: &Value) -> String {
+    ["address", "vendor", "model", "serial", "mac", "name", "location", "status", "id"]
+        .iter()
+        .filter_map(|key| device.get(key).and_then(Value::as_str))
+        .collect::<Vec<_>>()
+        .join(" ")
+        .to_lowercase()
+}
+
+#[derive(Template)]
+#[template(path = "device.html")]
+struct DevicePage {
+    cluster: String,
+    device: Row,
+    readings: Vec<Row>,
+}
+
+async fn device(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Response {
+    /// Readings shown below a device.
+    const RECENT: usize = 20;
+    let tables = site.cluster.view();
+    let device = match facts::one_device(&tables, &id) {
+        Ok(Some(device)) => device,
+        Ok(None) => return (StatusCode::NOT_FOUND, "no such device\n").into_response(),
+        Err(fault) => return broken(&fault),
+    };
+    match facts::readings(&tables, Millis(0), Some(&id), usize::MAX) {
+        Ok(mut readings) => {
+            readings.reverse();
+            readings.truncate(RECENT);
+            let readings = readings.into_iter().map(Row).collect();
+            page(&DevicePage { cluster: cluster_name(&site), device: Row(device), readings })
+        }
+        Err(fault) => broken(&fault),
+    }
+}
+
+/// One event whenever something was applied, at most one a second.
+async fn events(State(site): State<Arc<Site>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let standing = site.cluster.watch();
+    let stop = site.stop.clone();
+    let stream = futures::stream::unfold((standing, stop), |(mut standing, stop)| async move {
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            changed = standing.changed() => changed.ok()?,
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(EVENT_PAUSE) => {}
+        }
+        let applied = standing.borrow_and_update().applied;
+        Some((Ok(Event::default().data(applied.to_string())), (standing, stop)))
+    });
+    Sse::new(stream).keep_alive(KeepAlive::default())
+}
