@@ -42,6 +42,9 @@ struct Options {
     /// Worker threads.
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Allow addresses outside 127.0.0.0/8; they must be this machine's or container's own.
+    #[arg(long)]
+    any_address: bool,
     /// Printers that sleep after 60 s and take 3 s to wake.
     #[arg(long, default_value_t = 0)]
     sleepy: usize,
@@ -83,6 +86,7 @@ impl Options {
             seed: self.seed,
             pages_per_minute: self.pages_per_minute,
             threads: self.threads,
+            any_address: self.any_address,
             faults: Faults {
                 sleepy: self.sleepy,
                 silent: self.silent,
