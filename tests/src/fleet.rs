@@ -41,7 +41,7 @@ pub struct Spec {
     pub printers: usize,
     /// Devices that are no printers.
     pub others: usize,
-    /// Devices in one /24 before the next is begun; 254 at most.
+    /// Devices in one /24 before the next is begun; fewer where `base` leaves less room.
     pub per_net: u8,
     /// Read community.
     pub community: String,
@@ -148,7 +148,6 @@ impl Spec {
     /// One address a device: `per_net` of each /24, never its first or last address.
     fn addresses(&self) -> Result<Vec<Ipv4Addr>> {
         let [_, _, _, first] = self.base.octets();
-        let per_net = u32::from(self.per_net).clamp(1, 254);
         let local = |address: &Ipv4Addr| address.is_loopback() || self.any_address;
         if !local(&self.base) {
             bail!(
@@ -156,10 +155,8 @@ impl Spec {
                 self.base
             );
         }
-        let start = u32::from(first).max(1);
-        if start + per_net > 255 {
-            bail!("{per_net} devices do not fit into one /24 from .{start} on");
-        }
+        let start = u32::from(first).clamp(1, 254);
+        let per_net = u32::from(self.per_net).clamp(1, 255 - start);
         let net = u32::from(self.base) & !0xFF;
         let count = u32::try_from(self.printers + self.others).context("count the devices")?;
         let all: Vec<Ipv4Addr> =
