@@ -44,7 +44,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     // A second installation in one process (tests) keeps the first.
     drop(rustls::crypto::ring::default_provider().install_default());
     let default = match arguments.command {
-        Command::Node(_) => "info",
+        // What openraft warns of, such as a heartbeat that took long, the cluster deals with by itself.
+        Command::Node(_) => "info,openraft=error",
         _ => "warn",
     };
     crate::telemetry::init(arguments.log_format, default);

@@ -38,7 +38,7 @@ use super::writer::{Joiner, Writer};
 use super::{Me, OpenError, Start};
 use crate::tls::{Acceptor, Authority, Connector, Identity, Key};
 
-const PORT: u16 = 7400;
+const PORT: u16 = 7440;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// A lone voter elects itself within one election timeout; a slow disk gets longer.
 const FIRST_ELECTION: Duration = Duration::from_secs(30);

@@ -49,7 +49,7 @@ fn v3(user: &V3User) -> Result<Credential, snmp::BadCredential> {
 fn auth(protocol: AuthProtocol) -> snmp::AuthProtocol {
     match protocol {
         AuthProtocol::Md5 => snmp::AuthProtocol::Md5,
-        AuthProtocol::Sha => snmp::AuthProtocol::Sha1,
+        AuthProtocol::Sha1 => snmp::AuthProtocol::Sha1,
         AuthProtocol::Sha224 => snmp::AuthProtocol::Sha224,
         AuthProtocol::Sha256 => snmp::AuthProtocol::Sha256,
         AuthProtocol::Sha384 => snmp::AuthProtocol::Sha384,
@@ -60,7 +60,7 @@ fn auth(protocol: AuthProtocol) -> snmp::AuthProtocol {
 fn privacy(protocol: PrivProtocol) -> snmp::PrivProtocol {
     match protocol {
         PrivProtocol::Des => snmp::PrivProtocol::Des,
-        PrivProtocol::Aes => snmp::PrivProtocol::Aes128,
+        PrivProtocol::Aes128 => snmp::PrivProtocol::Aes128,
         PrivProtocol::Aes192 => snmp::PrivProtocol::Aes192,
         PrivProtocol::Aes256 => snmp::PrivProtocol::Aes256,
     }

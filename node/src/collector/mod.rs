@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use quire_coordinator::roster::{DeviceDue, OwnUnit, Progress, Roster, Task};
 use quire_coordinator::rows;
-use quire_coordinator::schedule::{DeviceDue, Ended, OwnUnit, Roster, Task};
 use quire_coordinator::settings::Settings;
 use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_coordinator::topology;
 use quire_proto::convert;
-use quire_proto::id::{DeviceId, Epoch, UnitId};
+use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
 use quire_proto::store::observation::What;
 use quire_proto::store::{DeviceRow, Silence, UnitRow};
 use tokio::task::JoinSet;
@@ -33,7 +33,7 @@ use crate::device::{self, ReadPlan};
 use crate::snmp::{Credential, Patience, Snmp};
 
 pub(crate) use reach::Reachability;
-pub(crate) use report::{Proposer, Reporter};
+pub(crate) use report::Reporter;
 
 /// How often the tables are looked through for changed units and devices, while something changes.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -70,6 +70,15 @@ impl Ways {
     }
 }
 
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It did what it was for, even if that was to learn that a device is silent.
+    Done,
+    /// It broke off.
+    Failed,
+}
+
 /// What a task shares.
 #[derive(Clone)]
 pub(super) struct Tools {
@@ -95,13 +104,13 @@ impl Collector {
     /// The collector of the node behind `cluster`.
     pub(crate) fn new(cluster: Cluster, snmp: Snmp, reporter: Reporter) -> Self {
         let settings = Arc::new(Settings::default());
-        let tools =
-            Tools { snmp, reporter, ways: Ways::default(), settings, credentials: Arc::default() };
+        let roster = Roster::new(settings.discovery.schedule.clone(), settings.metering.every_ms, READS);
+        let tools = Tools { snmp, reporter, ways: Ways::default(), settings, credentials: Arc::default() };
         Collector {
             cluster,
             tools,
             settings_index: 0,
-            roster: Roster::new(READS),
+            roster,
             units: BTreeMap::new(),
             devices: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -127,7 +136,10 @@ impl Collector {
                 }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     let (task, ended) = done.context("collect from a device")?;
-                    self.roster.handle_done(&task, ended, clock::now());
+                    match ended {
+                        Ended::Done => self.roster.handle_done(&task, clock::now()),
+                        Ended::Failed => self.roster.handle_failed(&task, clock::now()),
+                    }
                 }
                 () = tokio::time::sleep(pause) => {}
             }
@@ -153,7 +165,7 @@ impl Collector {
             self.settings_index = meta.settings_index;
             self.tools.credentials = Arc::new(credentials::of(&settings));
             self.tools.ways.clear();
-            self.roster.set_pace(settings.metering.every_ms, settings.discovery.schedule.clone());
+            self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
             self.tools.settings = settings;
         }
         let me = self.cluster.me();
@@ -162,14 +174,16 @@ impl Collector {
             .filter(|member| member.zone == me.zone && !member.witness)
             .filter(|member| member.id == me.id.0 || meta.heard.iter().any(|heard| heard.node == member.id))
             .count();
-        self.tools.snmp.set_rate(topology::share(self.tools.settings.discovery.rate, zone_mates));
+        let share = topology::share(self.tools.settings.discovery.rate, zone_mates);
+        // A share below one packet a second still sends one, else a large zone would send none.
+        self.tools.snmp.set_rate(share.map_or(0, |pps| (pps as u32).max(1)));
         self.units = rows::units(&tables)?
             .into_iter()
             .filter(|unit| unit.node == me.id.0)
             .filter_map(|unit| unit.unit.parse().ok().map(|id| (id, unit)))
             .collect();
         let own: Vec<OwnUnit> = self.units.iter().map(|(id, row)| own_unit(id, row)).collect();
-        self.roster.set_units(&own, clock::now());
+        self.roster.set_units(&own);
         self.follow_devices(&tables)
     }
 
@@ -187,7 +201,7 @@ impl Collector {
         }
         for (id, row) in &devices {
             if self.devices.get(id).is_none_or(|before| before != row) {
-                self.roster.set_device(device_due(id, row), clock::now());
+                self.roster.set_device(&device_due(id, row), clock::now());
             }
         }
         self.devices = devices;
@@ -196,16 +210,19 @@ impl Collector {
 
     fn start_due(&mut self) {
         let quorum = self.cluster.watch().borrow().quorum;
-        self.roster.allow_sweeps(quorum);
+        self.roster.set_sweeping(quorum);
         while let Some(task) = self.roster.poll(clock::now()) {
             match &task {
-                Task::Sweep { unit, epoch, resume_at } => self.start_sweep(&task, unit, *epoch, *resume_at),
+                Task::Sweep { unit, epoch, resume_at, started_at } => {
+                    let from = Progress { started_at: *started_at, done: *resume_at, finished: false };
+                    self.start_sweep(&task, unit, *epoch, from);
+                }
                 Task::Read { device } => self.start_read(&task, device),
             }
         }
     }
 
-    fn start_sweep(&mut self, task: &Task, unit: &UnitId, epoch: Epoch, resume_at: u32) {
+    fn start_sweep(&mut self, task: &Task, unit: &UnitId, epoch: Epoch, from: Progress) {
         // A device that was read within its period needs no second read because a sweep met it.
         let fresh = clock::now().0.saturating_sub(self.tools.settings.metering.every_ms);
         let known = self
@@ -215,28 +232,33 @@ impl Collector {
             .filter_map(|device| device.address.parse().ok())
             .collect();
         let hops = self.units.get(unit).and_then(|row| row.hops);
-        let sweep = sweep::UnitSweep { unit: unit.clone(), epoch, resume_at, hops, known };
+        let sweep = sweep::UnitSweep { unit: unit.clone(), epoch, from, hops, known };
         let (tools, task) = (self.tools.clone(), task.clone());
         self.tasks.spawn(async move { (task, sweep.run(&tools).await) });
     }
 
     fn start_read(&mut self, task: &Task, id: &DeviceId) {
-        let (Some(device), tools, task) = (self.devices.get(id).cloned(), self.tools.clone(), task.clone()) else {
-            return self.roster.handle_done(task, Ended::Gone, clock::now());
+        let Some(device) = self.devices.get(id).cloned() else {
+            return self.roster.handle_done(task, clock::now());
         };
-        let epoch = device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit)).map_or(0, |u| u.epoch);
+        let (tools, task) = (self.tools.clone(), task.clone());
+        let epoch =
+            device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit)).map_or(0, |u| u.epoch);
         self.tasks.spawn(async move { (task, read(&tools, &device, Epoch(epoch)).await) });
     }
 }
 
 fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
-    let sweep = row.sweep.unwrap_or_default();
     OwnUnit {
         unit: id.clone(),
         epoch: Epoch(row.epoch),
-        swept_at: quire_proto::id::Millis(row.swept_at_ms),
-        resume_at: if sweep.finished { 0 } else { sweep.done },
-        asked_at: quire_proto::id::Millis(row.asked_at_ms),
+        swept_at: Millis(row.swept_at_ms),
+        sweep: row.sweep.map(|sweep| Progress {
+            started_at: Millis(sweep.started_at_ms),
+            done: sweep.done,
+            finished: sweep.finished,
+        }),
+        asked_at: Millis(row.asked_at_ms),
     }
 }
 
@@ -245,31 +267,32 @@ fn device_due(id: &DeviceId, row: &DeviceRow) -> DeviceDue {
     DeviceDue {
         id: id.clone(),
         unit,
-        metered_at: quire_proto::id::Millis(row.metered_at_ms),
+        metered_at: Millis(row.metered_at_ms),
         misses: row.misses,
-        asked_at: quire_proto::id::Millis(row.asked_at_ms),
+        asked_at: Millis(row.asked_at_ms),
     }
 }
 
 /// Reads a known device: the way that worked last, else the others of its protocol.
 async fn read(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> Ended {
-    let Ok(peer) = device.address.parse::<SocketAddr>() else { return Ended::Gone };
+    let Ok(peer) = device.address.parse::<SocketAddr>() else { return Ended::Done };
     let observe = |what| tools.reporter.observation(&device.unit, epoch, peer, device.hops, what);
     for way in ways_to(tools, device, peer) {
-        let finished = device::read(&tools.snmp, peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
+        let finished =
+            device::read(&tools.snmp, peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
         match finished.reading {
             Some(reading) if finished.complete => {
                 tools.ways.put(peer, Way { credential: way.credential, plan: finished.plan });
                 tools.reporter.report(observe(What::Reading(convert::encode(&reading)))).await;
-                return Ended::Good;
+                return Ended::Done;
             }
             // Lost in the middle: half a reading is no reading; the next try asks again.
-            Some(_) => return Ended::Missed,
+            Some(_) => return Ended::Failed,
             None => tools.ways.forget(peer),
         }
     }
     tools.reporter.report(observe(What::Silence(Silence { device: device.id.clone() }))).await;
-    Ended::Missed
+    Ended::Done
 }
 
 fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
@@ -284,4 +307,3 @@ fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
         .map(|credential| Way { credential: Arc::clone(credential), plan: ReadPlan::default() })
         .collect()
 }
-

@@ -65,7 +65,8 @@ impl Reachability {
             .filter(|row| row.node == me.id.0)
             .filter_map(|row| row.reach)
             .collect();
-        let same = |a: &Reach, b: &Reach| (&a.segment, a.hops, a.reachable) == (&b.segment, b.hops, b.reachable);
+        let same =
+            |a: &Reach, b: &Reach| (&a.segment, a.hops, a.reachable) == (&b.segment, b.hops, b.reachable);
         let reaches: Vec<Reach> = measure(&settings)
             .into_iter()
             .filter(|reach| !known.iter().any(|before| same(before, reach)))
@@ -131,7 +132,9 @@ fn routed(ip: IpAddr) -> bool {
     };
     /// The port of SNMP; any would do.
     const PORT: u16 = 161;
-    UdpSocket::bind(SocketAddr::new(any, 0)).and_then(|socket| socket.connect(SocketAddr::new(ip, PORT))).is_ok()
+    UdpSocket::bind(SocketAddr::new(any, 0))
+        .and_then(|socket| socket.connect(SocketAddr::new(ip, PORT)))
+        .is_ok()
 }
 
 #[cfg(test)]

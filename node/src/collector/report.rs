@@ -68,7 +68,7 @@ impl Reporter {
 
     /// Keeps an observation on this node's disk; it is committed soon.
     pub(super) async fn report(&self, observation: Observation) {
-        match self.cluster.spool().append(observation).await {
+        match self.cluster.spool().append(observation) {
             Ok(_) => self.news.notify_one(),
             Err(error) => tracing::error!(%error, "an observation is lost: the spool takes nothing"),
         }
@@ -100,7 +100,7 @@ impl Proposer {
     async fn empty_the_spool(&self) {
         let spool = self.cluster.spool();
         loop {
-            let observations = match spool.page(BATCH).await {
+            let observations = match spool.page(BATCH) {
                 Ok(page) if page.is_empty() => return,
                 Ok(page) => page,
                 Err(error) => {
@@ -111,7 +111,7 @@ impl Proposer {
             let record = Record { node: self.cluster.me().id.0, observations };
             match self.cluster.propose(Kind::Record(record), PATIENCE).await.map(|outcome| outcome.result) {
                 Ok(Some(Answer::RecordedThrough(through))) => {
-                    if let Err(error) = spool.trim(through).await {
+                    if let Err(error) = spool.trim(through) {
                         tracing::error!(%error, "the spool cannot be trimmed");
                         return;
                     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quire_coordinator::schedule::Ended;
+use quire_coordinator::roster::Progress;
 use quire_proto::address::Target;
 use quire_proto::convert;
 use quire_proto::id::{Epoch, UnitId};
@@ -12,8 +12,7 @@ use quire_proto::store::observation::What;
 use quire_proto::store::{Refusal, SweepMark};
 use tokio::task::JoinSet;
 
-use super::{Tools, Way};
-use crate::clock;
+use super::{Ended, Tools, Way};
 use crate::device::{self, Finished, Verdict};
 use crate::snmp::{Credential, Patience, Sweep, SweepEvent};
 
@@ -28,8 +27,8 @@ const READS: usize = 64;
 pub(super) struct UnitSweep {
     pub(super) unit: UnitId,
     pub(super) epoch: Epoch,
-    /// Addresses that an earlier owner is done with.
-    pub(super) resume_at: u32,
+    /// Where an earlier owner stopped.
+    pub(super) from: Progress,
     pub(super) hops: Option<u32>,
     /// Devices that were read lately.
     pub(super) known: BTreeSet<SocketAddr>,
@@ -41,8 +40,9 @@ impl UnitSweep {
     pub(super) async fn run(self, tools: &Tools) -> Ended {
         let hosts = self.hosts(tools);
         let total = u32::try_from(hosts.len()).unwrap_or(u32::MAX);
-        let skip = self.resume_at.min(total);
-        let mut mark = SweepMark { started_at_ms: clock::now().0, done: skip, total, ..SweepMark::default() };
+        let skip = self.from.done.min(total);
+        let mut mark =
+            SweepMark { started_at_ms: self.from.started_at.0, done: skip, total, ..SweepMark::default() };
         self.report_mark(tools, mark).await;
         let mut events = tools.snmp.sweep(Sweep {
             peers: Box::new(hosts.into_iter().skip(usize::try_from(skip).unwrap_or(usize::MAX))),
@@ -68,7 +68,7 @@ impl UnitSweep {
         mark.done = total;
         mark.finished = true;
         self.report_mark(tools, mark).await;
-        Ended::Good
+        Ended::Done
     }
 
     /// The addresses to ask, exclusions taken out.
@@ -82,7 +82,14 @@ impl UnitSweep {
             .collect()
     }
 
-    async fn handle(&self, tools: &Tools, event: SweepEvent, mark: &mut SweepMark, skip: u32, reads: &mut Reads) {
+    async fn handle(
+        &self,
+        tools: &Tools,
+        event: SweepEvent,
+        mark: &mut SweepMark,
+        skip: u32,
+        reads: &mut Reads,
+    ) {
         match event {
             SweepEvent::Answered { peer, credential, answer } => {
                 mark.responders += 1;
@@ -114,7 +121,7 @@ impl UnitSweep {
                 let refusal = Refusal { reason: format!("user {user}: {reason}"), ..Refusal::default() };
                 self.report(tools, peer, What::Refusal(refusal)).await;
             }
-            SweepEvent::Done { .. } => {}
+            SweepEvent::Done(_) => {}
         }
     }
 

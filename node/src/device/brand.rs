@@ -51,7 +51,7 @@ pub(crate) fn device_ids(answers: &Answers) -> Vec<Sourced<String>> {
     let mut ids: Vec<Sourced<String>> = Vec::new();
     ids.extend(answers.first(mib::PPM_DEVICE_ID).and_then(|(oid, _)| instance_text(answers, &oid)));
     let private = TABLE.family.iter().flat_map(|family| &family.device_id).chain(&TABLE.common.device_id);
-    ids.extend(private.filter_map(|entry| instance_text(answers, &vendor::oid(entry))));
+    ids.extend(private.filter_map(|entry| instance_text(answers, &entry.0)));
     ids.extend(sys_descr(answers).filter(|(text, _)| text::device_id(text, &["MDL", "MODEL"]).is_some()));
     ids
 }
@@ -65,7 +65,11 @@ pub(crate) fn brand(answers: &Answers) -> Option<(&'static Brand, String)> {
     });
     let written = descr.into_iter().chain(maker).chain(device_descr(answers));
     let by_text = written.into_iter().find_map(|(text, source)| Some((TABLE.brand_at(&text)?, source)));
-    by_text.or_else(|| {
+    let by_number = || {
+        let brand = TABLE.brand_of(&sys_object_id(answers)?)?;
+        Some((brand, mib::scalar(mib::SYS_OBJECT_ID).to_string()))
+    };
+    by_text.or_else(by_number).or_else(|| {
         let (family, source) = family_by_number(answers)?;
         Some((TABLE.default_brand(family)?, source))
     })
@@ -128,31 +132,20 @@ fn from_device_descr(answers: &Answers, serial: Option<&str>) -> Option<Sourced<
     let head = serial.and_then(|serial| serial.get(..SERIAL_HEAD));
     let cut = head.and_then(|head| descr.find(head)).or_else(|| descr.find(" ---")).unwrap_or(descr.len());
     let model = descr[..cut].split(';').next().unwrap_or_default().trim();
-    (!model.is_empty()).then(|| (model.to_owned(), source))
+    // `Generic 28C-1` is a driver class, not a model.
+    let generic = text::begins_with_word(model, "generic");
+    (!model.is_empty() && !generic).then(|| (model.to_owned(), source))
 }
-
-/// Texts of sysDescr that name a network card or a product line, not a model.
-const CARDS: [&str; 9] = [
-    "print server",
-    "printserver",
-    "printer server",
-    "printing system",
-    "built-in",
-    "ethernet multi-environment",
-    "zebranet",
-    "printer i/f",
-    ", firmware ver",
-];
 
 fn from_sys_descr(answers: &Answers) -> Option<Sourced<String>> {
     let (descr, source) = sys_descr(answers)?;
-    for (mark, end) in [("Attached to ", " Rev"), ("PID:", ",")] {
-        if let Some((_, rest)) = descr.split_once(mark) {
-            let model = rest.split(end).next().unwrap_or_default().trim();
+    for (mark, end) in &TABLE.common.model_marks {
+        if let Some((_, rest)) = descr.split_once(mark.as_str()) {
+            let model = rest.split(end.as_str()).next().unwrap_or_default().trim();
             return (!model.is_empty()).then(|| (model.to_owned(), source));
         }
     }
-    if CARDS.iter().any(|card| text::find_ascii(&descr, card).is_some()) {
+    if TABLE.common.cards.iter().any(|card| text::find_ascii(&descr, card).is_some()) {
         return None;
     }
     let (brand, _) = brand(answers)?;
@@ -185,7 +178,7 @@ fn is_version(word: &str) -> bool {
 fn from_object_id(answers: &Answers, families: &[&Family]) -> Option<Sourced<String>> {
     let oid = sys_object_id(answers)?;
     families.iter().find_map(|family| {
-        let rest = oid.suffix(&vendor::oid(family.object_id_name.as_ref()?))?;
+        let rest = oid.suffix(&family.object_id_name.as_ref()?.0)?;
         let (length, letters) = rest.split_first()?;
         let name: Option<String> = letters.iter().map(|arc| char::from_u32(*arc)).collect();
         let name =

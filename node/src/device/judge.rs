@@ -58,7 +58,7 @@ pub fn glance(via: Via, varbinds: &[VarBind]) -> Option<Reading> {
 pub(crate) fn judge_answers(answers: &Answers) -> Verdict {
     let object_id = brand::sys_object_id(answers);
     let descr = brand::sys_descr(answers).map(|(text, _)| text).unwrap_or_default();
-    let below = |roots: &[String]| object_id.as_ref().is_some_and(|oid| vendor::below(oid, roots));
+    let below = |roots: &[vendor::Private]| object_id.as_ref().is_some_and(|oid| vendor::below(oid, roots));
     if has_printer_mib(answers) {
         return Verdict::Printer;
     }

@@ -20,7 +20,11 @@ mod vendor;
 mod walk;
 
 #[cfg(test)]
+mod hardship;
+#[cfg(test)]
 mod recordings;
+#[cfg(test)]
+mod responder;
 
 pub use drive::{read, via};
 pub use json::{Place, device_json};

@@ -11,7 +11,7 @@ use quire_proto::reading::{Reading, Via};
 
 use super::answers::{Answers, has_value};
 use super::judge::{Verdict, has_printer_mib, judge_answers};
-use super::vendor::{self, TABLE};
+use super::vendor::TABLE;
 use super::walk::Walk;
 use super::{brand, mib, standard};
 use crate::snmp::{Request, Response, VarBind};
@@ -94,6 +94,8 @@ pub struct Read {
     heard: bool,
     forgiven: bool,
     no_bulk: bool,
+    /// GETBULK was answered, with nothing: worth remembering, other than silence.
+    bulk_is_empty: bool,
     complete: bool,
     refreshed: bool,
 }
@@ -112,6 +114,7 @@ impl Read {
             heard: false,
             forgiven: false,
             no_bulk,
+            bulk_is_empty: no_bulk,
             complete: true,
             refreshed: false,
         };
@@ -166,7 +169,7 @@ impl Read {
         if self.refreshed && self.complete {
             plan.uses = plan.uses.saturating_add(1);
         }
-        plan.no_bulk = self.no_bulk && self.via != Via::SnmpV1;
+        plan.no_bulk = self.bulk_is_empty && self.via != Via::SnmpV1;
         Finished { reading, plan, complete: self.complete }
     }
 
@@ -198,10 +201,12 @@ impl Read {
                 if standard::mac_is_known(&self.answers) {
                     walk.stop(IF_ENTRY);
                 }
+                self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
                 self.no_bulk = !walk.bulk();
             }
             Phase::Supplies(walk) | Phase::Named(walk) => {
                 walk.handle(response, &mut self.answers);
+                self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
                 self.no_bulk = !walk.bulk();
             }
             Phase::Private(fetch) => fetch.handle(response, &mut self.answers),
@@ -323,10 +328,11 @@ const SUPPLIES: [&[u32]; 9] = [
 
 /// IEEE 1284 ids that any vendor may serve, as names to go on from.
 fn common_ids() -> impl Iterator<Item = Oid> {
-    TABLE.common.device_id.iter().map(|entry| {
-        let oid = vendor::oid(entry);
-        mib::oid(oid.arcs().split_last().map_or(&[][..], |(_, rest)| rest))
-    })
+    TABLE
+        .common
+        .device_id
+        .iter()
+        .map(|entry| mib::oid(entry.0.arcs().split_last().map_or(&[][..], |(_, rest)| rest)))
 }
 
 /// What the next read needs: the instances that this reading used and that may change.
@@ -366,7 +372,7 @@ fn learn(answers: &Answers, reading: &Reading) -> ReadPlan {
 
 fn is_device_id(oid: &Oid) -> bool {
     let private = TABLE.family.iter().flat_map(|family| &family.device_id).chain(&TABLE.common.device_id);
-    private.into_iter().any(|entry| vendor::oid(entry) == *oid)
+    private.into_iter().any(|entry| entry.0 == *oid)
 }
 
 /// GETs of exact instances, some at a time.

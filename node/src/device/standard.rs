@@ -13,7 +13,7 @@ use super::answers::{Answers, number, object_id, octets, total};
 use super::brand;
 use super::judge::{Verdict, judge_answers};
 use super::supply::{self, unit_word};
-use super::vendor::{self, Family, Sourced};
+use super::vendor::{self, Family, Private, Sourced};
 use super::{mib, text};
 
 /// prtMarkerCounterUnit impressions: what a total counts unless something else is said.
@@ -83,7 +83,7 @@ fn read_facts(answers: &Answers, families: &[&'static Family], reading: &mut Rea
 fn field(
     answers: &Answers,
     families: &[&'static Family],
-    of: impl Fn(&Family) -> &[String],
+    of: impl Fn(&Family) -> &[Private],
 ) -> Option<Sourced<String>> {
     families.iter().find_map(|family| vendor::field_text(answers, of(family), None))
 }
@@ -99,10 +99,12 @@ fn read_serial(answers: &Answers, families: &[&'static Family]) -> Option<Source
         let entries = families.iter().flat_map(|family| &family.serial);
         entries.filter_map(|e| vendor::field_text(answers, std::slice::from_ref(e), None)).find_map(clean)
     };
+    let hex = families.iter().any(|family| family.hex_serial);
     let by_id = || {
         brand::device_ids(answers).into_iter().find_map(|(id, source)| {
             let serial = text::device_id(&id, &["SN", "SERN", "SERIALNUMBER"])?;
-            clean((serial.to_owned(), source))
+            let plain = hex.then(|| text::unhex(serial)).flatten();
+            clean((plain.unwrap_or_else(|| serial.to_owned()), source))
         })
     };
     standard.or_else(private).or_else(by_id)

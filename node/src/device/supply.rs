@@ -163,6 +163,9 @@ fn kind_of_name(class: Option<i64>, unit: Option<i64>, name: &str) -> SupplyKind
     const TENTHS_OF_GRAMS: Option<i64> = Some(13);
     const TENTHS_OF_MILLILITERS: Option<i64> = Some(15);
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
+    let has_word =
+        |words: &[&str]| name.split(|c: char| !c.is_alphabetic()).any(|word| words.contains(&word));
+    let coloured = color_word(name).is_some();
     if class == Some(RECEPTACLE) || has(&["waste", "maintenance box", "maintenance tank", "resttoner"]) {
         SupplyKind::WasteToner
     } else if has(&["maintenance kit", "wartungskit"]) {
@@ -179,14 +182,9 @@ fn kind_of_name(class: Option<i64>, unit: Option<i64>, name: &str) -> SupplyKind
         SupplyKind::Drum
     } else if has(&["toner"]) {
         SupplyKind::Toner
-    } else if name
-        .split(|c: char| !c.is_alphabetic())
-        .any(|word| word == "ink" || word == "tinte" || word == "encre")
-    {
+    } else if has_word(&["ink", "tinte", "encre"]) || coloured && unit == TENTHS_OF_MILLILITERS {
         SupplyKind::Ink
-    } else if color_word(name).is_some() && unit == TENTHS_OF_MILLILITERS {
-        SupplyKind::Ink
-    } else if color_word(name).is_some() && (unit == IMPRESSIONS || unit == TENTHS_OF_GRAMS) {
+    } else if coloured && (unit == IMPRESSIONS || unit == TENTHS_OF_GRAMS) {
         SupplyKind::Toner
     } else {
         SupplyKind::Other

@@ -98,6 +98,12 @@ pub(crate) fn device_id<'a>(id: &'a str, keys: &[&str]) -> Option<&'a str> {
     })
 }
 
+/// The letters and digits that hexadecimal text spells; `None` where it spells anything else.
+pub(crate) fn unhex(text: &str) -> Option<String> {
+    let octets = data_encoding::HEXUPPER_PERMISSIVE.decode(text.as_bytes()).ok()?;
+    octets.iter().all(u8::is_ascii_alphanumeric).then(|| octets.iter().map(|b| char::from(*b)).collect())
+}
+
 /// A serial number that can tell two devices apart; placeholders are none.
 pub(crate) fn serial(text: &str) -> Option<String> {
     let text = text.trim();
@@ -181,6 +187,13 @@ mod tests {
         let id = "MANUFACTURER:Zebra;COMMAND SET:ZPL;MODEL:ZTC TLP 2824 Plus;CLASS:PRINTER;";
         assert_eq!(device_id(id, &["MDL", "MODEL"]), Some("ZTC TLP 2824 Plus"));
         assert_eq!(device_id(id, &["SN"]), None);
+    }
+
+    #[test]
+    fn hexadecimal_serials_are_spelled_out() {
+        assert_eq!(unhex("565A52503332363264").unwrap(), "VZRP3262d");
+        assert_eq!(unhex("X3B8022793"), None);
+        assert_eq!(unhex("12345678"), None);
     }
 
     #[test]

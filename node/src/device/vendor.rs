@@ -25,15 +25,43 @@ pub(crate) struct Table {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Common {
-    pub(crate) device_id: Vec<String>,
+    pub(crate) device_id: Vec<Private>,
+    /// Parts of a sysDescr that describes a network card or a product line, not a model.
+    pub(crate) cards: Vec<String>,
+    /// Marks in a sysDescr that a model stands between.
+    pub(crate) model_marks: Vec<(String, String)>,
+}
+
+/// An OID of the table, which is written without `1.3.6.1.4.1`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub(crate) struct Private(pub(crate) Oid);
+
+impl From<String> for Private {
+    fn from(text: String) -> Self {
+        let arcs: Vec<u32> = text.split('.').filter_map(|arc| arc.parse().ok()).collect();
+        Private(mib::oid(mib::ENTERPRISES).child(&arcs))
+    }
+}
+
+/// One alternative of a field: an OID, or several whose values are added; `true` marks one that may be absent.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "String")]
+pub(crate) struct Sum(Vec<(Oid, bool)>);
+
+impl From<String> for Sum {
+    fn from(text: String) -> Self {
+        let term = |term: &str| (Private::from(term.trim_end_matches('?').to_owned()).0, term.ends_with('?'));
+        Sum(text.split('+').map(term).collect())
+    }
 }
 
 /// What tells printers from other gear.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rules {
-    pub(crate) others: Vec<String>,
-    pub(crate) systems: Vec<String>,
+    pub(crate) others: Vec<Private>,
+    pub(crate) systems: Vec<Private>,
     pub(crate) other_words: Vec<String>,
     pub(crate) printer_words: Vec<String>,
 }
@@ -47,6 +75,9 @@ pub(crate) struct Brand {
     pub(crate) family: Option<String>,
     #[serde(default)]
     pub(crate) default: bool,
+    /// sysObjectIDs below these are this brand's alone.
+    #[serde(default)]
+    pub(crate) object_ids: Vec<Private>,
     #[serde(default)]
     pub(crate) descr: Vec<String>,
 }
@@ -57,25 +88,26 @@ pub(crate) struct Brand {
 pub(crate) struct Family {
     pub(crate) id: String,
     pub(crate) enterprises: Vec<u32>,
-    pub(crate) printers: Vec<String>,
-    pub(crate) device_id: Vec<String>,
-    pub(crate) model: Vec<String>,
-    pub(crate) serial: Vec<String>,
-    pub(crate) firmware: Vec<String>,
-    pub(crate) name: Vec<String>,
-    pub(crate) asset: Vec<String>,
-    pub(crate) display: Vec<String>,
-    pub(crate) total: Vec<String>,
-    pub(crate) mono: Vec<String>,
-    pub(crate) color: Vec<String>,
-    pub(crate) prints: Vec<String>,
-    pub(crate) copies: Vec<String>,
-    pub(crate) faxes: Vec<String>,
-    pub(crate) scans: Vec<String>,
-    pub(crate) duplex: Vec<String>,
+    pub(crate) printers: Vec<Private>,
+    pub(crate) device_id: Vec<Private>,
+    pub(crate) model: Vec<Private>,
+    pub(crate) serial: Vec<Private>,
+    pub(crate) firmware: Vec<Private>,
+    pub(crate) name: Vec<Private>,
+    pub(crate) asset: Vec<Private>,
+    pub(crate) display: Vec<Private>,
+    pub(crate) total: Vec<Sum>,
+    pub(crate) mono: Vec<Sum>,
+    pub(crate) color: Vec<Sum>,
+    pub(crate) prints: Vec<Sum>,
+    pub(crate) copies: Vec<Sum>,
+    pub(crate) faxes: Vec<Sum>,
+    pub(crate) scans: Vec<Sum>,
+    pub(crate) duplex: Vec<Sum>,
     pub(crate) prefer_total: bool,
     pub(crate) zero_is_no_total: bool,
-    pub(crate) object_id_name: Option<String>,
+    pub(crate) hex_serial: bool,
+    pub(crate) object_id_name: Option<Private>,
     pub(crate) object_id_cards: Vec<String>,
     pub(crate) part_colors: Vec<String>,
     pub(crate) rebrand: Vec<Rebrand>,
@@ -95,9 +127,9 @@ pub(crate) struct Rebrand {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Named {
-    pub(crate) names: String,
-    pub(crate) values: String,
-    pub(crate) types: Option<String>,
+    names: Private,
+    values: Private,
+    types: Option<Private>,
     total: Vec<String>,
     mono: Vec<String>,
     color: Vec<String>,
@@ -113,12 +145,12 @@ pub(crate) struct Named {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Records {
-    pub(crate) counters: String,
+    counters: Private,
     total: u8,
     mono: u8,
     color: u8,
     duplex: u8,
-    pub(crate) supplies: String,
+    supplies: Private,
     ink_models: Vec<String>,
     supply: Vec<RecordSupply>,
 }
@@ -137,15 +169,9 @@ struct RecordSupply {
 pub(crate) static TABLE: LazyLock<Table> =
     LazyLock::new(|| toml::from_str(include_str!("vendors.toml")).unwrap_or_default());
 
-/// The OID of a table entry, which is written without `1.3.6.1.4.1`.
-pub(crate) fn oid(text: &str) -> Oid {
-    let arcs: Vec<u32> = text.split('.').filter_map(|arc| arc.parse().ok()).collect();
-    mib::oid(mib::ENTERPRISES).child(&arcs)
-}
-
 /// True when `candidate` lies below one of the table's `roots`.
-pub(crate) fn below(candidate: &Oid, roots: &[String]) -> bool {
-    roots.iter().any(|root| candidate.starts_with(&oid(root)))
+pub(crate) fn below(candidate: &Oid, roots: &[Private]) -> bool {
+    roots.iter().any(|root| candidate.starts_with(&root.0))
 }
 
 impl Table {
@@ -168,6 +194,11 @@ impl Table {
         self.brand.iter().filter(|brand| longest(brand) > 0).max_by_key(longest)
     }
 
+    /// The brand whose sysObjectIDs include this one.
+    pub(crate) fn brand_of(&self, object_id: &Oid) -> Option<&Brand> {
+        self.brand.iter().find(|brand| below(object_id, &brand.object_ids))
+    }
+
     /// The brand that a family has when nothing else names one.
     pub(crate) fn default_brand(&self, family: &Family) -> Option<&Brand> {
         self.brand.iter().find(|brand| brand.default && brand.family.as_deref() == Some(family.id.as_str()))
@@ -177,7 +208,7 @@ impl Table {
 impl Family {
     /// Every single instance that a read of this family asks for.
     pub(crate) fn instances(&self) -> Vec<Oid> {
-        let fields = [
+        let texts = [
             &self.device_id,
             &self.model,
             &self.serial,
@@ -185,23 +216,26 @@ impl Family {
             &self.name,
             &self.asset,
             &self.display,
-            &self.total,
-            &self.mono,
-            &self.color,
-            &self.prints,
-            &self.copies,
-            &self.faxes,
-            &self.scans,
-            &self.duplex,
         ];
-        let mut oids: Vec<Oid> =
-            fields.into_iter().flatten().flat_map(|sum| terms(sum)).map(|(oid, _)| oid).collect();
-        if let Some(records) = &self.records {
-            oids.extend([oid(&records.counters), oid(&records.supplies)]);
-        }
+        let sums =
+            self.counters().into_iter().flat_map(|(_, sums)| sums).flat_map(|sum| &sum.0).map(|(oid, _)| oid);
+        let records = self.records.iter().flat_map(|records| [&records.counters.0, &records.supplies.0]);
+        let oids = texts.into_iter().flatten().map(|entry| &entry.0).chain(sums).chain(records);
         let mut seen = BTreeSet::new();
-        oids.retain(|oid| seen.insert(oid.clone()));
-        oids
+        oids.filter(|oid| seen.insert(*oid)).cloned().collect()
+    }
+
+    fn counters(&self) -> [(&'static str, &[Sum]); 8] {
+        [
+            ("total", &self.total),
+            ("mono", &self.mono),
+            ("color", &self.color),
+            ("prints", &self.prints),
+            ("copies", &self.copies),
+            ("faxes", &self.faxes),
+            ("scans", &self.scans),
+            ("duplex", &self.duplex),
+        ]
     }
 
     /// The columns that must be walked because their rows differ by model.
@@ -210,24 +244,17 @@ impl Family {
         [Some(&named.names), Some(&named.values), named.types.as_ref()]
             .into_iter()
             .flatten()
-            .map(|c| oid(c))
+            .map(|c| c.0.clone())
             .collect()
     }
-}
 
-impl Family {
     /// The names and types of the rows whose `values` are among these.
     pub(crate) fn labels(&self, values: &BTreeSet<Oid>) -> Vec<Oid> {
         let Some(named) = &self.named else { return Vec::new() };
-        let root = oid(&named.values);
-        let rows = values.iter().filter_map(|value| value.suffix(&root));
+        let rows = values.iter().filter_map(|value| value.suffix(&named.values.0));
         let columns = [Some(&named.names), named.types.as_ref()];
-        rows.flat_map(|row| columns.iter().flatten().map(move |column| oid(column).child(row))).collect()
+        rows.flat_map(|row| columns.iter().flatten().map(move |column| column.0.child(row))).collect()
     }
-}
-
-fn terms(sum: &str) -> impl Iterator<Item = (Oid, bool)> + '_ {
-    sum.split('+').map(|term| (oid(term.trim_end_matches('?')), term.ends_with('?')))
 }
 
 /// A value with the OIDs that it came from, joined by `+`.
@@ -236,27 +263,26 @@ pub(crate) type Sourced<T> = (T, String);
 /// The first alternative of a field that the device answered, as text.
 pub(crate) fn field_text(
     answers: &Answers,
-    field: &[String],
+    field: &[Private],
     charset: Option<i64>,
 ) -> Option<Sourced<String>> {
-    field.iter().find_map(|entry| {
-        let oid = oid(entry);
-        let text = text::clean(octets(answers.get(&oid)?)?, charset)?;
+    field.iter().find_map(|Private(oid)| {
+        let text = text::clean(octets(answers.get(oid)?)?, charset)?;
         Some((text, oid.to_string()))
     })
 }
 
-fn field_total(answers: &Answers, field: &[String]) -> Option<Sourced<u64>> {
+fn field_total(answers: &Answers, field: &[Sum]) -> Option<Sourced<u64>> {
     field.iter().find_map(|sum| {
         let mut value = 0u64;
         let mut sources = Vec::new();
-        for (oid, optional) in terms(sum) {
-            match answers.get(&oid).and_then(total) {
+        for (oid, optional) in &sum.0 {
+            match answers.get(oid).and_then(total) {
                 Some(part) => {
                     value = value.checked_add(part)?;
                     sources.push(oid.to_string());
                 }
-                None if optional => {}
+                None if *optional => {}
                 None => return None,
             }
         }
@@ -269,22 +295,13 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
     let mut counters = Counters::default();
     let mut sources = BTreeMap::new();
     let mut take = |field: &str, found: Option<Sourced<u64>>| {
-        if let Some((value, source)) = found {
-            if set(&mut counters, field, value) {
-                sources.insert(format!("counters.{field}"), source);
-            }
+        if let Some((value, source)) = found
+            && set(&mut counters, field, value)
+        {
+            sources.insert(format!("counters.{field}"), source);
         }
     };
-    for (field, entries) in [
-        ("total", &family.total),
-        ("mono", &family.mono),
-        ("color", &family.color),
-        ("prints", &family.prints),
-        ("copies", &family.copies),
-        ("faxes", &family.faxes),
-        ("scans", &family.scans),
-        ("duplex", &family.duplex),
-    ] {
+    for (field, entries) in family.counters() {
         take(field, field_total(answers, entries));
     }
     if let Some(named) = &family.named {
@@ -293,7 +310,7 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
         }
     }
     if let Some(records) = &family.records {
-        let found = records.read(&records.counters, answers);
+        let found = Records::read(&records.counters, answers);
         let fields = [
             ("total", records.total),
             ("mono", records.mono),
@@ -301,10 +318,7 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
             ("duplex", records.duplex),
         ];
         for (field, code) in fields {
-            take(
-                field,
-                found.get(&code).map(|value| (u64::from(*value), oid(&records.counters).to_string())),
-            );
+            take(field, found.get(&code).map(|value| (u64::from(*value), records.counters.0.to_string())));
         }
     }
     (counters, sources)
@@ -343,14 +357,13 @@ impl Named {
             "duplex" => &self.duplex,
             _ => return None,
         };
-        let values = oid(&self.values);
         let row = self.row_by_type(field, answers).or_else(|| self.row_by_name(names, answers))?;
-        let source = values.child(&row);
+        let source = self.values.0.child(&row);
         Some((total(answers.get(&source)?)?, source.to_string()))
     }
 
     fn row_by_type(&self, field: &str, answers: &Answers) -> Option<Vec<u32>> {
-        let types = oid(self.types.as_ref()?);
+        let Private(types) = self.types.as_ref()?;
         let wanted = self.by_type.get(field)?;
         let mut rows = answers.rows(types.arcs());
         rows.find(|(_, _, value)| number(value).is_some_and(|n| wanted.contains(&n)))
@@ -358,26 +371,25 @@ impl Named {
     }
 
     fn row_by_name(&self, names: &[String], answers: &Answers) -> Option<Vec<u32>> {
-        let column = oid(&self.names);
         names.iter().find_map(|name| {
             let matches =
                 |bytes: &[u8]| text::clean(bytes, None).is_some_and(|text| text.eq_ignore_ascii_case(name));
-            let mut rows = answers.rows(column.arcs());
+            let mut rows = answers.rows(self.names.0.arcs());
             rows.find(|(_, _, value)| octets(value).is_some_and(matches)).map(|(row, _, _)| row.to_vec())
         })
     }
 }
 
 impl Records {
-    fn read(&self, entry: &str, answers: &Answers) -> BTreeMap<u8, u32> {
-        let bytes = answers.get(&oid(entry)).and_then(octets).unwrap_or_default();
+    fn read(entry: &Private, answers: &Answers) -> BTreeMap<u8, u32> {
+        let bytes = answers.get(&entry.0).and_then(octets).unwrap_or_default();
         let record = |r: &[u8]| (r[0], u32::from_be_bytes([r[3], r[4], r[5], r[6]]));
         bytes.chunks_exact(7).filter(|r| r[2] == 4).map(record).collect()
     }
 
     /// Supplies by percentage; for devices whose standard table is empty.
     pub(crate) fn supplies(&self, model: &str, answers: &Answers) -> Vec<Supply> {
-        let found = self.read(&self.supplies, answers);
+        let found = Records::read(&self.supplies, answers);
         let inkjet = self.ink_models.iter().any(|part| model.contains(part.as_str()));
         let rows = self.supply.iter().filter_map(|supply| {
             let value = supply.codes.iter().find_map(|code| found.get(code))?;
@@ -409,7 +421,7 @@ impl Records {
 
     /// Where [`Records::supplies`] reads.
     pub(crate) fn supplies_source(&self) -> String {
-        oid(&self.supplies).to_string()
+        self.supplies.0.to_string()
     }
 }
 

@@ -80,13 +80,24 @@ pub(crate) fn write_discovery(out: &mut Vec<u8>, id: u32) {
 
 /// Writes a whole SNMPv3 message (RFC 3412 section 6, RFC 3414 section 2.4).
 pub(crate) fn write_v3(out: &mut Vec<u8>, security: &Security<'_>, pdu: &Pdu, id: u32) {
+    seal(out, security, id, MAX_SIZE, |out| pdu.write(out, id));
+}
+
+/// Writes a message around whatever PDU `write_pdu` makes.
+fn seal(
+    out: &mut Vec<u8>,
+    security: &Security<'_>,
+    id: u32,
+    max_size: u32,
+    write_pdu: impl FnOnce(&mut Vec<u8>),
+) {
     let keys = security.keys.filter(|keys| keys.digest_len() > 0);
     let encrypt = security.encrypt && keys.is_some_and(Keys::has_privacy);
     let mut data = Vec::with_capacity(256);
     ber::element(&mut data, ber::SEQUENCE, |out| {
         ber::octet_string(out, security.engine_id);
         ber::octet_string(out, security.context.as_bytes());
-        pdu.write(out, id);
+        write_pdu(out);
     });
     let mut params: &[u8] = &[];
     let salt;
@@ -107,7 +118,7 @@ pub(crate) fn write_v3(out: &mut Vec<u8>, security: &Security<'_>, pdu: &Pdu, id
                 | if keys.is_some() { FLAG_AUTH } else { 0 }
                 | if encrypt { FLAG_PRIV } else { 0 };
             ber::unsigned(out, id);
-            ber::unsigned(out, MAX_SIZE);
+            ber::unsigned(out, max_size);
             ber::octet_string(out, &[flags]);
             ber::unsigned(out, USM);
         });
@@ -330,6 +341,12 @@ pub(crate) fn answers(credential: &Credential, v1: bool, community: &[u8]) -> bo
         Credential::V2c(own) => !v1 && own.octets() == community,
         Credential::V3(_) => false,
     }
+}
+
+/// For a simulated responder.
+#[cfg(test)]
+pub(super) fn seal_response(out: &mut Vec<u8>, security: &Security<'_>, id: u32, max_size: u32, pdu: &[u8]) {
+    seal(out, security, id, max_size, |out| out.extend_from_slice(pdu));
 }
 
 #[cfg(test)]

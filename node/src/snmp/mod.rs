@@ -30,6 +30,8 @@ mod wheel;
 
 #[cfg(test)]
 mod live_tests;
+#[cfg(test)]
+mod sim;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -219,7 +219,7 @@ impl Keys {
         };
         match cipher {
             PrivProtocol::Des => {
-                if data.is_empty() || data.len() % 8 != 0 {
+                if data.is_empty() || !data.len().is_multiple_of(8) {
                     return false;
                 }
                 let mut cbc =

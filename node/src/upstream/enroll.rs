@@ -37,9 +37,9 @@ async fn enroll(cluster: Cluster, url: String, code: String, pin_text: String) -
     if let Some(before) = &meta.upstream {
         bail!("the cluster is enrolled already, at {} as site {}", before.url, before.site);
     }
-    let channel = dial(&url, Connector::pinned(expected)?)
-        .await
-        .with_context(|| format!("the Web Admin at {url} cannot be trusted or reached: check --upstream and --pin"))?;
+    let channel = dial(&url, Connector::pinned(expected)?).await.with_context(|| {
+        format!("the Web Admin at {url} cannot be trusted or reached: check --upstream and --pin")
+    })?;
     let requests = members
         .iter()
         .filter(|member| !member.upstream_csr_der.is_empty())

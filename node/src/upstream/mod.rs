@@ -52,7 +52,7 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// Links while `held` says so; tells of the link through `link`.
     pub(crate) fn new(cluster: Cluster, held: watch::Receiver<Held>, link: watch::Sender<Link>) -> Self {
-        let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
+        let backoff = Backoff::new(250, 30_000);
         Upstream { cluster, held, link, backoff }
     }
 
@@ -114,17 +114,17 @@ async fn hold(cluster: &Cluster, held: Held, link: &watch::Sender<Link>, backoff
         Ok(Ended::Refused(why)) => {
             tracing::warn!(%why, "the Web Admin refuses the link");
             tell("refused", mode.as_str(), why);
-            backoff.next(rand::random())
+            Duration::from_millis(backoff.next_ms(rand::random()))
         }
         Ok(Ended::Lost) => {
             tell("connecting", mode.as_str(), "the connection was lost".to_owned());
             backoff.reset();
-            backoff.next(rand::random())
+            Duration::from_millis(backoff.next_ms(rand::random()))
         }
         Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "no link");
             tell("connecting", mode.as_str(), format!("{error:#}"));
-            backoff.next(rand::random())
+            Duration::from_millis(backoff.next_ms(rand::random()))
         }
     }
 }
@@ -138,8 +138,8 @@ fn credentials(cluster: &Cluster) -> anyhow::Result<Option<(Meta, Arc<Identity>)
     if me.upstream_certificate_der.is_empty() {
         return Ok(None);
     }
-    let key = cluster.upstream_key().context("read the key of the upstream link")?;
-    let identity = Identity::new(&[&me.upstream_certificate_der, &enroll.ca_certificate_der], &key)?;
+    let chain = [me.upstream_certificate_der.as_ref(), enroll.ca_certificate_der.as_ref()];
+    let identity = Identity::new(&chain, cluster.upstream_key())?;
     Ok(Some((meta, identity)))
 }
 

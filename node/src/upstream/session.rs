@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use prost::Message as _;
-use quire_coordinator::outbox::Window;
+use quire_coordinator::outbox::{Fetch, MAX_BATCH_OCTETS, Window};
 use quire_coordinator::rows::{self, number_key};
 use quire_coordinator::settings::{Settings, UpstreamMode};
 use quire_coordinator::tables::{Read as _, Table};
@@ -13,7 +12,7 @@ use quire_proto::WIRE_VERSION;
 use quire_proto::id::Epoch;
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
-use quire_proto::store::{Ack, Ask, OutboxEntry, PutUpstreamIdentities, SetUpstreamMode, UpstreamIdentity};
+use quire_proto::store::{Ack, Ask, PutUpstreamIdentities, SetUpstreamMode, UpstreamIdentity};
 use quire_proto::upstream::from_site::What as Up;
 use quire_proto::upstream::job::What as JobWhat;
 use quire_proto::upstream::link_client::LinkClient;
@@ -28,7 +27,7 @@ use tonic::transport::Channel;
 
 use super::wire;
 use crate::clock;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, View};
 
 /// Messages on their way out: the window of four batches, and as many small ones.
 const OUTWARD: usize = 16;
@@ -109,7 +108,8 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         });
         up.send(FromSite { epoch: wire(self.epoch), what: Some(hello) }).await.context("say hello")?;
-        let open = LinkClient::new(channel).stream(ReceiverStream::new(outward));
+        let mut client = LinkClient::new(channel);
+        let open = client.stream(ReceiverStream::new(outward));
         let mut down = match tokio::time::timeout(WELCOME, open).await {
             Err(_) => anyhow::bail!("the Web Admin does not welcome the stream"),
             Ok(Err(status)) => return Ok(Ended::Refused(status.message().to_owned())),
@@ -118,12 +118,15 @@ impl Session {
         let first = tokio::time::timeout(WELCOME, down.message()).await;
         let through = match first.context("wait for the welcome")? {
             Ok(Some(ToSite { what: Some(Down::Welcome(welcome)) })) => welcome.through,
-            Ok(Some(ToSite { what: Some(Down::Refused(refused)) })) => return Ok(Ended::Refused(refused.reason)),
+            Ok(Some(ToSite { what: Some(Down::Refused(refused)) })) => {
+                return Ok(Ended::Refused(refused.reason));
+            }
             Ok(_) => return Ok(Ended::Lost),
             Err(status) => return Ok(Ended::Refused(status.message().to_owned())),
         };
-        let acked = rows::meta(&self.cluster.view())?.outbox_acked;
-        let mut window = Window::new(acked + 1);
+        let meta = rows::meta(&self.cluster.view())?;
+        let mut window = Window::new(meta.outbox_acked + 1);
+        window.handle_appended(meta.outbox_next.saturating_sub(1));
         if let Err(error) = window.handle_welcome(through) {
             return Ok(Ended::Refused(error.to_string()));
         }
@@ -175,29 +178,21 @@ impl Welcomed {
         if let Err(error) = self.session.cluster.propose_here(command, PATIENCE).await {
             // The server's high-water mark makes up for it: what is sent again is skipped there.
             tracing::debug!(%error, through, "acknowledgement not committed");
+            let acked = rows::meta(&self.session.cluster.view()).map_or(0, |meta| meta.outbox_acked);
+            self.window.handle_ack_failed(acked);
         }
     }
 
     async fn send_batches(&mut self) -> anyhow::Result<()> {
         let tables = self.session.cluster.view();
+        self.window.handle_appended(rows::meta(&tables)?.outbox_next.saturating_sub(1));
         while let Some(want) = self.window.wants() {
-            let mut entries: Vec<Bytes> = Vec::new();
-            let mut octets = 0;
-            for (key, entry) in tables.range(Table::Outbox, &number_key(want.first_seq), want.max_entries)? {
-                let expected = number_key(want.first_seq + entries.len() as u64);
-                if key.as_ref() != expected || (octets + entry.len() > want.max_octets && !entries.is_empty()) {
-                    break;
-                }
-                octets += entry.len();
-                entries.push(entry);
-            }
-            if entries.is_empty() {
-                return Ok(());
-            }
-            debug_assert!(entries.iter().all(|entry| OutboxEntry::decode(entry.clone()).is_ok()));
-            let count = entries.len();
-            self.send(Up::Batch(Batch { first_seq: want.first_seq, entries })).await?;
-            self.window.handle_sent(count as u64);
+            let entries = entries(&tables, want)?;
+            let Some(last) = (entries.len() as u64).checked_sub(1) else {
+                anyhow::bail!("outbox entry {} is missing", want.from);
+            };
+            self.send(Up::Batch(Batch { first_seq: want.from, entries })).await?;
+            self.window.handle_sent(want.from + last, clock::ticks());
             self.quiet_since = clock::steady();
         }
         Ok(())
@@ -211,11 +206,13 @@ impl Welcomed {
             return Ok(Some(Ended::ModeChanged));
         }
         let quiet = clock::steady().duration_since(self.quiet_since) > LINGER;
-        if now == UpstreamMode::Normal && quiet && self.window.is_idle() {
+        if now == UpstreamMode::Normal && quiet && self.window.pending() == 0 {
             self.send(Up::Goodbye(Goodbye {})).await?;
-            let every = self.session.cluster.settings()?.map_or(Settings::default().upstream.check_in_ms, |s| {
-                s.upstream.check_in_ms
-            });
+            let every = self
+                .session
+                .cluster
+                .settings()?
+                .map_or(Settings::default().upstream.check_in_ms, |s| s.upstream.check_in_ms);
             return Ok(Some(Ended::CheckedIn { next: Duration::from_millis(every) }));
         }
         Ok(None)
@@ -233,7 +230,10 @@ impl Welcomed {
                 let identities = signed
                     .certificates
                     .into_iter()
-                    .map(|issued| UpstreamIdentity { node: issued.node, certificate_der: issued.certificate_der })
+                    .map(|issued| UpstreamIdentity {
+                        node: issued.node,
+                        certificate_der: issued.certificate_der,
+                    })
                     .collect();
                 let command = Kind::PutUpstreamIdentities(PutUpstreamIdentities { identities });
                 if let Err(error) = self.session.cluster.propose_here(command, PATIENCE).await {
@@ -255,7 +255,9 @@ impl Welcomed {
     async fn ask_for_certificates(&self) -> anyhow::Result<()> {
         let requests: Vec<CertificateRequest> = rows::members(&self.session.cluster.view())?
             .into_iter()
-            .filter(|member| member.upstream_certificate_der.is_empty() && !member.upstream_csr_der.is_empty())
+            .filter(|member| {
+                member.upstream_certificate_der.is_empty() && !member.upstream_csr_der.is_empty()
+            })
             .map(|member| CertificateRequest {
                 node: member.id,
                 name: member.name,
@@ -283,13 +285,33 @@ impl Welcomed {
     }
 }
 
+/// The wanted entries as stored, as many as a batch may hold; fewer where one is missing.
+fn entries(tables: &View, want: Fetch) -> anyhow::Result<Vec<Bytes>> {
+    let count = usize::try_from(want.through + 1 - want.from).unwrap_or(usize::MAX);
+    let mut entries: Vec<Bytes> = Vec::new();
+    let mut octets = 0;
+    for (key, entry) in tables.range(Table::Outbox, &number_key(want.from), count)? {
+        octets += entry.len();
+        let next = key.as_ref() == number_key(want.from + entries.len() as u64);
+        if !next || (octets > MAX_BATCH_OCTETS && !entries.is_empty()) {
+            break;
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
 impl Session {
     /// Does what the Web Admin asks for.
     async fn work(&self, job: Job) -> JobResult {
         let by = "web admin".to_owned();
         let command = match job.what {
-            Some(JobWhat::SweepSegment(segment)) => Kind::Ask(Ask { by, what: Some(AskWhat::SweepSegment(segment)) }),
-            Some(JobWhat::ReadDevice(device)) => Kind::Ask(Ask { by, what: Some(AskWhat::ReadDevice(device)) }),
+            Some(JobWhat::SweepSegment(segment)) => {
+                Kind::Ask(Ask { by, what: Some(AskWhat::SweepSegment(segment)) })
+            }
+            Some(JobWhat::ReadDevice(device)) => {
+                Kind::Ask(Ask { by, what: Some(AskWhat::ReadDevice(device)) })
+            }
             Some(JobWhat::ServiceMode(on)) => {
                 let mode = if on { UpstreamMode::Service } else { UpstreamMode::Normal };
                 Kind::SetUpstreamMode(SetUpstreamMode { mode: mode.as_str().to_owned(), by })
