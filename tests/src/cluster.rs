@@ -6,12 +6,14 @@
 //! themselves; nothing sleeps for luck. Each cluster has a loopback address of its own, so that tests that
 //! run beside each other share no port. Dropping it leaves no process behind.
 
-use crate::process::{Output, Process, complain, free_tcp_port, http_get, run, wait};
+use crate::process::{Output, Process, complain, free_tcp_port, http_get, interrupted, run, wait};
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -152,13 +154,35 @@ pub struct Cluster {
     announced: Vec<String>,
     errors: Vec<String>,
     finished: bool,
+    ports: Ports,
+}
+
+/// Which ports nodes and Web Admin get.
+#[derive(Debug, Clone, Copy)]
+pub enum Ports {
+    /// Any that are free.
+    Free,
+    /// From this one on: the Web Admin's console, the nodes' consoles, then, 10 higher, the Web Admin and
+    /// the nodes themselves in the same order.
+    From(u16),
+}
+
+impl Ports {
+    /// (listen, console) of the n-th program; the Web Admin is the 0th.
+    fn of(self, host: IpAddr, n: u16) -> Result<(SocketAddr, SocketAddr)> {
+        let (listen, console) = match self {
+            Ports::Free => (free_tcp_port(host)?, free_tcp_port(host)?),
+            Ports::From(first) => (first + 10 + n, first + n),
+        };
+        Ok((SocketAddr::new(host, listen), SocketAddr::new(host, console)))
+    }
 }
 
 impl Cluster {
     /// Starts the first of `names` with `--init demo`, joins the others and waits until every node sees all
     /// of them alive and a leader.
     pub fn start(names: &[&str]) -> Result<Cluster> {
-        let mut cluster = Cluster::empty(own_host())?;
+        let mut cluster = Cluster::empty(own_host(), Ports::Free)?;
         let (first, others) = names.split_first().context("name at least one node")?;
         cluster.init(first)?;
         for name in others {
@@ -169,7 +193,7 @@ impl Cluster {
     }
 
     /// A place for a cluster on `host`, with no process yet.
-    pub fn empty(host: IpAddr) -> Result<Cluster> {
+    pub fn empty(host: IpAddr, ports: Ports) -> Result<Cluster> {
         let dir = tempfile::Builder::new().prefix("quire-").tempdir().context("make a directory")?;
         let programs = Programs::find()?;
         Ok(Cluster {
@@ -181,6 +205,7 @@ impl Cluster {
             announced: Vec::new(),
             errors: Vec::new(),
             finished: false,
+            ports,
         })
     }
 
@@ -235,8 +260,7 @@ impl Cluster {
 
     fn add(&mut self, name: &str) -> Result<()> {
         let data = self.dir.path().join(name);
-        let listen = SocketAddr::new(self.host, free_tcp_port(self.host)?);
-        let console = SocketAddr::new(self.host, free_tcp_port(self.host)?);
+        let (listen, console) = self.ports.of(self.host, self.nodes.len() as u16 + 1)?;
         self.nodes.push(Node { name: name.to_owned(), data, listen, console, process: None });
         Ok(())
     }
@@ -321,6 +345,12 @@ impl Cluster {
         self.status_of(&node.name)
     }
 
+    /// The status by the first node that answers, for when a process may have been killed from outside.
+    pub fn first_status(&self) -> Result<Status> {
+        let running = self.nodes.iter().filter(|node| node.process.is_some());
+        running.map(|node| self.status_of(&node.name)).find(Result::is_ok).context("no node answers")?
+    }
+
     /// Applies settings, all or nothing.
     pub fn apply(&self, settings: &str) -> Result<String> {
         let file = self.scratch("settings.toml");
@@ -331,13 +361,7 @@ impl Cluster {
     /// Starts the Web Admin and waits for its console.
     pub fn start_admin(&mut self) -> Result<()> {
         let data = self.dir.path().join("admin");
-        let listen = SocketAddr::new(self.host, free_tcp_port(self.host)?);
-        let console = SocketAddr::new(self.host, free_tcp_port(self.host)?);
-        self.start_admin_at(data, listen, console)
-    }
-
-    /// The same at given addresses.
-    pub fn start_admin_at(&mut self, data: PathBuf, listen: SocketAddr, console: SocketAddr) -> Result<()> {
+        let (listen, console) = self.ports.of(self.host, 0)?;
         let (path, on, people) = (data.display().to_string(), listen.to_string(), console.to_string());
         let args = ["serve", "--data-dir", &path, "--listen", &on, "--console", &people];
         let mut process =
@@ -447,32 +471,46 @@ impl Cluster {
 
     /// Ends everything politely and fails on any ERROR line that was not announced.
     pub fn finish(mut self) -> Result<()> {
-        let mut errors = std::mem::take(&mut self.errors);
-        // The Web Admin last: a node that still has a link must not lose it before it is asked to end.
-        let nodes = self.nodes.iter_mut().filter_map(|node| node.process.take());
-        let admin = self.admin.take().map(|admin| admin.process);
-        for mut process in nodes.chain(admin) {
-            let ended = process.terminate(GOODBYE);
-            errors.extend(process.errors());
-            let status = ended?;
-            ensure!(
-                status.success(),
-                "{} ended with {status} after SIGTERM\n{}",
-                process.name(),
-                process.tail()
-            );
+        let ended = self.stop_all();
+        self.finished = false;
+        for (name, status) in ended? {
+            ensure!(status.success(), "{name} ended with {status}\n{}", self.tail_of(&name));
         }
+        let mut errors = std::mem::take(&mut self.errors);
         errors.retain(|line| !self.announced.iter().any(|known| line.contains(known)));
         ensure!(errors.is_empty(), "ERROR lines that nobody announced:\n{}", errors.join("\n"));
         self.finished = true;
         Ok(())
+    }
+
+    /// Ends everything politely, whatever state it is in, and says how each ended.
+    pub fn stop_all(&mut self) -> Result<Vec<(String, ExitStatus)>> {
+        let nodes: Vec<Process> = self.nodes.iter_mut().filter_map(|node| node.process.take()).collect();
+        let admin = self.admin.take().map(|admin| admin.process);
+        // All at once: the last one would otherwise wait for a quorum that is gone. The Web Admin after
+        // them, so that no node loses its link before it is asked to end.
+        nodes.iter().for_each(|process| process.signal(Signal::SIGTERM));
+        let mut ends = Vec::new();
+        for mut process in nodes.into_iter().chain(admin) {
+            let ended = process.terminate(GOODBYE);
+            self.errors.extend(process.errors());
+            ends.push((process.name().to_owned(), ended?));
+        }
+        self.finished = true;
+        Ok(ends)
+    }
+
+    fn tail_of(&self, name: &str) -> String {
+        let log = std::fs::read_to_string(self.log_of(name)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
     }
 }
 
 /// Without [`Cluster::finish`] something failed: say all that is known.
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.finished {
+        if self.finished || interrupted() {
             return;
         }
         complain(&format!("status at the end: {:?}", self.status()));

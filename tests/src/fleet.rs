@@ -41,7 +41,7 @@ pub struct Spec {
     pub printers: usize,
     /// Devices that are no printers.
     pub others: usize,
-    /// Devices in one /24 before the next is begun; 254 at most.
+    /// Devices in one /24 before the next is begun; fewer where `base` leaves less room.
     pub per_net: u8,
     /// Read community.
     pub community: String,
@@ -51,6 +51,8 @@ pub struct Spec {
     pub pages_per_minute: u64,
     /// Worker threads.
     pub threads: usize,
+    /// Whether addresses outside 127.0.0.0/8 may be used, as in containers on networks of their own.
+    pub any_address: bool,
     /// Printers with faults.
     pub faults: Faults,
 }
@@ -84,6 +86,7 @@ impl Default for Spec {
             seed: 1,
             pages_per_minute: 6,
             threads: 1,
+            any_address: false,
             faults: Faults::default(),
         }
     }
@@ -145,23 +148,21 @@ impl Spec {
     /// One address a device: `per_net` of each /24, never its first or last address.
     fn addresses(&self) -> Result<Vec<Ipv4Addr>> {
         let [_, _, _, first] = self.base.octets();
-        let per_net = u32::from(self.per_net).clamp(1, 254);
-        if !self.base.is_loopback() {
+        let local = |address: &Ipv4Addr| address.is_loopback() || self.any_address;
+        if !local(&self.base) {
             bail!(
                 "the base address {} is not in 127.0.0.0/8: simulated devices stay on this machine",
                 self.base
             );
         }
-        let start = u32::from(first).max(1);
-        if start + per_net > 255 {
-            bail!("{per_net} devices do not fit into one /24 from .{start} on");
-        }
+        let start = u32::from(first).clamp(1, 254);
+        let per_net = u32::from(self.per_net).clamp(1, 255 - start);
         let net = u32::from(self.base) & !0xFF;
         let count = u32::try_from(self.printers + self.others).context("count the devices")?;
         let all: Vec<Ipv4Addr> =
             (0..count).map(|n| Ipv4Addr::from(net + (n / per_net) * 256 + start + n % per_net)).collect();
         match all.last() {
-            Some(last) if !last.is_loopback() => bail!("{count} devices do not fit behind {}", self.base),
+            Some(last) if !local(last) => bail!("{count} devices do not fit behind {}", self.base),
             _ => Ok(all),
         }
     }
@@ -377,6 +378,7 @@ mod tests {
     fn an_address_off_this_machine_is_refused() {
         let spec = Spec { base: Ipv4Addr::new(10, 0, 0, 1), ..Spec::default() };
         assert!(spec.devices().unwrap_err().to_string().contains("127.0.0.0/8"));
+        assert!(Spec { any_address: true, ..spec }.devices().is_ok());
     }
 
     #[test]

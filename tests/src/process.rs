@@ -11,12 +11,27 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two looks at what is waited for.
 const POLL: Duration = Duration::from_millis(100);
 /// Last lines of a log that a failure shows.
 const TAIL: usize = 40;
+
+/// Set when a person wants everything to end: [`wait`] and [`run`] give up at once.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait of this process end with an error from now on.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`interrupt`] was called.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 /// A running program and its log.
 #[derive(Debug)]
@@ -220,6 +235,9 @@ pub fn run<S: AsRef<OsStr>>(program: &Path, args: &[S], patience: Duration) -> R
         if let Some(status) = process.ended() {
             break status;
         }
+        if interrupted() {
+            bail!("interrupted");
+        }
         if Instant::now() > deadline {
             process.kill();
             bail!("{line} did not end within {patience:?}\n{}{}", text(stdout)?, text(stderr)?);
@@ -249,6 +267,7 @@ pub fn wait<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<
     loop {
         match look() {
             Ok(found) => return Ok(found),
+            Err(_) if interrupted() => bail!("interrupted"),
             Err(reason) if Instant::now() > deadline => {
                 return Err(reason.context(format!("waited {patience:?} for {what}")));
             }

@@ -192,3 +192,30 @@ impl Recordings {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snmpd_answers_and_ends_with_its_handle() {
+        if Snmpd::program().is_none() {
+            return;
+        }
+        let snmpd = Snmpd::start(Ipv4Addr::new(127, 26, 0, 1)).unwrap();
+        let id = snmpd.process.id();
+        assert!(crate::process::lives(id));
+        drop(snmpd);
+        assert!(!crate::process::lives(id));
+    }
+
+    #[test]
+    fn every_recording_is_served() {
+        let (Some(recordings), Some(_)) = (Recordings::find(), Recordings::responder()) else { return };
+        let simulation = recordings.serve(Ipv4Addr::new(127, 27, 0, 1)).unwrap();
+        for served in &simulation.served {
+            answers(SocketAddr::new(served.address.into(), simulation.port)).unwrap();
+        }
+        assert!(simulation.served.iter().filter(|served| served.printer).count() >= 60);
+    }
+}

@@ -46,7 +46,7 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(dir) else { return found };
     for entry in entries {
-        let path = entry.unwrap().path();
+        let path = entry.expect("list a directory").path();
         if path.is_dir() && !path.ends_with("target") {
             found.extend(sources(&path));
         } else if path.extension().is_some_and(|end| end == "rs") {
@@ -62,7 +62,7 @@ fn product_lines(file: &Path) -> Vec<(usize, String)> {
     if file.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests")) {
         return Vec::new();
     }
-    let text = fs::read_to_string(file).unwrap();
+    let text = fs::read_to_string(file).expect("read a source file");
     let mut lines = Vec::new();
     let mut rest = text.lines().enumerate().peekable();
     while let Some((n, line)) = rest.next() {

@@ -9,6 +9,7 @@ use quire_tests::printer::Device;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulated printers and other SNMP devices on loopback addresses.
@@ -42,6 +43,9 @@ struct Options {
     /// Worker threads.
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Allow addresses outside 127.0.0.0/8; they must be this machine's or container's own.
+    #[arg(long)]
+    any_address: bool,
     /// Printers that sleep after 60 s and take 3 s to wake.
     #[arg(long, default_value_t = 0)]
     sleepy: usize,
@@ -83,6 +87,7 @@ impl Options {
             seed: self.seed,
             pages_per_minute: self.pages_per_minute,
             threads: self.threads,
+            any_address: self.any_address,
             faults: Faults {
                 sleepy: self.sleepy,
                 silent: self.silent,
@@ -96,8 +101,17 @@ impl Options {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let options = Options::parse();
+async fn main() -> ExitCode {
+    match run(Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "quire-fleet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<()> {
     let spec = options.spec();
     if options.list {
         let devices = spec.devices()?;
