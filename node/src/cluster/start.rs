@@ -244,9 +244,7 @@ impl Running {
     /// Stops Raft, the listener and every task; waits for them, but not for ever.
     pub(crate) async fn stop(&self) {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(reason) = self.proposer.raft.shutdown().await {
-            tracing::warn!(%reason, "stop Raft");
-        }
+        // The listener first: a message for a Raft that has stopped is an error in somebody's log.
         if let Some(stop) = tasks.stop {
             let _ = stop.send(());
         }
@@ -256,6 +254,9 @@ impl Running {
                 serving.abort();
                 let _ = serving.await;
             }
+        }
+        if let Err(reason) = self.proposer.raft.shutdown().await {
+            tracing::warn!(%reason, "stop Raft");
         }
         for task in tasks.others {
             task.abort();
