@@ -63,7 +63,8 @@ async fn devices(State(console): State<Console>, Query(page): Query<Page>) -> Re
         ..DeviceQuery::default()
     };
     let devices = console.store.devices(&query).await?;
-    let next = (devices.len() >= limit as usize).then(|| format!("offset={}", page.offset.saturating_add(limit)));
+    let next =
+        (devices.len() >= limit as usize).then(|| format!("offset={}", page.offset.saturating_add(limit)));
     Ok(lines(&devices, next))
 }
 

@@ -137,11 +137,13 @@ impl Store {
         let mut jobs = Vec::with_capacity(rows.len());
         let mut tx = self.begin().await?;
         for (key, id, kind, argument) in rows {
-            sqlx::query("UPDATE jobs SET state = 'sent', sent_at_ms = ? WHERE key = ? AND closed_at_ms IS NULL")
-                .bind(int(now.0)?)
-                .bind(key)
-                .execute(&mut *tx)
-                .await?;
+            sqlx::query(
+                "UPDATE jobs SET state = 'sent', sent_at_ms = ? WHERE key = ? AND closed_at_ms IS NULL",
+            )
+            .bind(int(now.0)?)
+            .bind(key)
+            .execute(&mut *tx)
+            .await?;
             jobs.extend(JobKind::from_row(&kind, argument).map(|kind| kind.into_wire(id)));
         }
         tx.commit().await?;

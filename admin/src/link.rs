@@ -104,8 +104,14 @@ impl link_server::Link for LinkService {
         };
         let peer = request.remote_addr().map_or_else(String::new, |address| address.to_string());
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let session =
-            Session { links: Arc::clone(&self.0), site, identity, peer, input: request.into_inner(), answers };
+        let session = Session {
+            links: Arc::clone(&self.0),
+            site,
+            identity,
+            peer,
+            input: request.into_inner(),
+            answers,
+        };
         tokio::spawn(session.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -298,7 +304,12 @@ impl Session {
                     signed.push(csr.clone());
                 }
                 Err(reason) => {
-                    tracing::warn!(site = self.site.name, node = csr.node, reason, "certificate request refused");
+                    tracing::warn!(
+                        site = self.site.name,
+                        node = csr.node,
+                        reason,
+                        "certificate request refused"
+                    );
                 }
             }
         }

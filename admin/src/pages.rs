@@ -148,7 +148,13 @@ async fn devices(
     let sort = order.map_or("model", |(word, _)| *word);
     let heads = HEADS.iter().map(|(word, text, number)| {
         let is_sorted = *word == sort;
-        let sorted = if !is_sorted { "none" } else if query.desc { "descending" } else { "ascending" };
+        let sorted = if !is_sorted {
+            "none"
+        } else if query.desc {
+            "descending"
+        } else {
+            "ascending"
+        };
         Head { text, href: list(word, is_sorted && !query.desc, 0), sorted, number: *number }
     });
     let page = Devices {
@@ -260,7 +266,10 @@ fn facts(device: &DeviceLine) -> Vec<(&'static str, String)> {
         ("Read by", Some(device.node.clone())),
         ("Read with", Some(device.via.iter().map(|via| via.word()).collect::<Vec<_>>().join(", "))),
     ];
-    known.into_iter().filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?))).collect()
+    known
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)))
+        .collect()
 }
 
 fn counters(counters: &Counters) -> Vec<(&'static str, u64)> {
@@ -289,7 +298,8 @@ fn chart(history: &[ReadingLine]) -> Option<Chart> {
         .collect();
     totals.reverse();
     let (first, last) = (totals.first()?, totals.last()?);
-    let (lowest, highest) = totals.iter().fold((u64::MAX, 0), |(low, high), (_, n, _)| (low.min(*n), high.max(*n)));
+    let (lowest, highest) =
+        totals.iter().fold((u64::MAX, 0), |(low, high), (_, n, _)| (low.min(*n), high.max(*n)));
     let (width, height) = CHART;
     let (span, rise) = (last.0 - first.0, (highest - lowest) as f64);
     if span <= 0.0 {

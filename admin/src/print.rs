@@ -64,7 +64,8 @@ impl<W: Write> Printer<W> {
             return Ok(out.write_all(b"\n")?);
         }
         let value = serde_json::to_value(line).context("write a line")?;
-        let cells = self.columns.iter().map(|(_, pointer)| value.pointer(pointer).map_or_else(String::new, cell));
+        let cells =
+            self.columns.iter().map(|(_, pointer)| value.pointer(pointer).map_or_else(String::new, cell));
         match &mut self.out {
             Out::Table(table, _) => {
                 table.add_row(cells.map(|text| shown(&text)));
@@ -127,7 +128,8 @@ mod tests {
     fn printed(format: Format) -> String {
         let mut out = Vec::new();
         let mut printer = Printer::new(format, COLUMNS, &mut out).unwrap();
-        let line = serde_json::json!({"name": "a,\u{1b}[31m", "counters": {"total": 7}, "supplies": [{"x": 1}]});
+        let line =
+            serde_json::json!({"name": "a,\u{1b}[31m", "counters": {"total": 7}, "supplies": [{"x": 1}]});
         printer.line(&line).unwrap();
         printer.finish().unwrap();
         String::from_utf8(out).unwrap()

@@ -15,7 +15,9 @@ pub(crate) fn sha256(octets: &[u8]) -> Vec<u8> {
 /// When the operating system has no randomness to give.
 pub(crate) fn random_word(octets: usize) -> anyhow::Result<String> {
     let mut bytes = vec![0; octets];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("{error}")).context("draw a random number")?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("{error}"))
+        .context("draw a random number")?;
     Ok(alphabet()?.encode(&bytes))
 }
 

@@ -21,6 +21,8 @@ use crate::secret;
 pub(crate) const CODE_TTL_MS: u64 = 24 * 60 * 60 * 1000;
 /// Another process (the command line) may hold the write lock for the length of one transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A batch of 5,000 readings takes about a second.
+const READY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Console pages and listings that read at the same time.
 const READERS_MAX: u32 = 4;
 
@@ -239,6 +241,12 @@ impl Store {
         self.write.begin_with("BEGIN IMMEDIATE").await
     }
 
+    /// True when a writer gets its turn in time, which also needs a disk that takes the lock.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let turn = async { self.begin().await?.rollback().await };
+        matches!(tokio::time::timeout(READY_TIMEOUT, turn).await, Ok(Ok(())))
+    }
+
     /// Adds a site and gives its one-time code, which is kept only as a hash.
     ///
     /// # Errors
@@ -271,12 +279,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn revoke_site(&self, name: &str, now: Millis) -> Result<bool, StoreError> {
-        let done =
-            sqlx::query("UPDATE sites SET revoked_at_ms = ? WHERE name = ? AND revoked_at_ms IS NULL")
-                .bind(int(now.0)?)
-                .bind(name)
-                .execute(&self.write)
-                .await?;
+        let done = sqlx::query("UPDATE sites SET revoked_at_ms = ? WHERE name = ? AND revoked_at_ms IS NULL")
+            .bind(int(now.0)?)
+            .bind(name)
+            .execute(&self.write)
+            .await?;
         self.changed();
         Ok(done.rows_affected() > 0)
     }
@@ -302,7 +309,8 @@ impl Store {
             None if uint(site.code_expires_ms) < now.0 => return Err(RegisterError::Expired),
             None => {}
         }
-        let other = sqlx::query_scalar("SELECT name FROM sites WHERE cluster_id = ? AND revoked_at_ms IS NULL");
+        let other =
+            sqlx::query_scalar("SELECT name FROM sites WHERE cluster_id = ? AND revoked_at_ms IS NULL");
         if let Some(name) = other.bind(registration.cluster_id).fetch_optional(&mut *tx).await? {
             return Err(RegisterError::Enrolled(name));
         }
@@ -361,17 +369,16 @@ struct CodeRow {
 }
 
 /// Compares with every code in the same time, so that a caller learns nothing from how long it took.
-async fn find_code(
-    tx: &mut Transaction<'_, Sqlite>,
-    code: &str,
-) -> Result<Option<CodeRow>, sqlx::Error> {
+async fn find_code(tx: &mut Transaction<'_, Sqlite>, code: &str) -> Result<Option<CodeRow>, sqlx::Error> {
     let hash = secret::sha256(secret::ungrouped(code).as_bytes());
     let rows: Vec<CodeRow> = sqlx::query_as(
         "SELECT key, id, name, code_sha256, code_expires_ms, request_sha256 FROM sites WHERE revoked_at_ms IS NULL",
     )
     .fetch_all(&mut **tx)
     .await?;
-    Ok(rows.into_iter().fold(None, |found, row| if secret::same(&row.code_sha256, &hash) { Some(row) } else { found }))
+    Ok(rows
+        .into_iter()
+        .fold(None, |found, row| if secret::same(&row.code_sha256, &hash) { Some(row) } else { found }))
 }
 
 async fn put_node(

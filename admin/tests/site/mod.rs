@@ -2,6 +2,7 @@
 //! so that it shares no mistake with the node.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -127,7 +128,10 @@ fn client(pin: &str) -> rustls::ConfigBuilder<ClientConfig, rustls::client::Want
         .with_custom_certificate_verifier(Arc::new(Pinned(pin.to_owned())))
 }
 
-pub async fn connect(address: SocketAddr, mut config: ClientConfig) -> Result<Channel, tonic::transport::Error> {
+pub async fn connect(
+    address: SocketAddr,
+    mut config: ClientConfig,
+) -> Result<Channel, tonic::transport::Error> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = TlsConnector::from(Arc::new(config));
     let dial = tower::service_fn(move |_| {
@@ -172,10 +176,19 @@ impl Cluster {
     }
 
     pub async fn try_enroll(&mut self, admin: &Admin, code: &str) -> Result<RegisterReply, tonic::Status> {
-        let channel = anonymous(admin.listen, &admin.pin).await.unwrap();
+        self.enroll_at(admin.listen, &admin.pin, code).await
+    }
+
+    pub async fn enroll_at(
+        &mut self,
+        address: SocketAddr,
+        pin: &str,
+        code: &str,
+    ) -> Result<RegisterReply, tonic::Status> {
+        let channel = anonymous(address, pin).await.unwrap();
         let reply = EnrollmentClient::new(channel).register(self.request(code)).await?.into_inner();
         self.certificates = reply.certificates.iter().map(|one| one.certificate_der.to_vec()).collect();
-        self.pin.clone_from(&admin.pin);
+        pin.clone_into(&mut self.pin);
         self.site.clone_from(&reply.site);
         Ok(reply)
     }
@@ -254,7 +267,12 @@ impl Link {
         answer.map(|answer| answer.and_then(|answer| answer.what)).map_err(|status| status.code())
     }
 
-    pub async fn batch(&mut self, epoch: u64, first_seq: u64, entries: Vec<Vec<u8>>) -> Option<to_site::What> {
+    pub async fn batch(
+        &mut self,
+        epoch: u64,
+        first_seq: u64,
+        entries: Vec<Vec<u8>>,
+    ) -> Option<to_site::What> {
         let entries = entries.into_iter().map(Into::into).collect();
         self.send(epoch, from_site::What::Batch(Batch { first_seq, entries })).await;
         self.next().await
