@@ -114,14 +114,16 @@ fn compare(expected: &Value, device: &Value, differ: &mut impl FnMut(&str, Strin
 
 fn compare_supplies(expected: &Value, device: &Value, differ: &mut impl FnMut(&str, String)) {
     let list = |value: &Value| value["supplies"].as_array().cloned().unwrap_or_default();
-    let got = list(device);
+    let mut got = list(device);
     for supply in list(expected) {
         let name = supply["name"].as_str().unwrap_or_default();
-        let same_name = |row: &&Value| row["name"].as_str().is_some_and(|got| got.eq_ignore_ascii_case(name));
-        let Some(row) = got.iter().find(same_name) else {
+        let same_name = |row: &Value| row["name"].as_str().is_some_and(|got| got.eq_ignore_ascii_case(name));
+        let Some(at) = got.iter().position(same_name) else {
             differ("supplies", format!("{name:?} is missing"));
             continue;
         };
+        // Taken out, because some devices have two rows of one name.
+        let row = got.remove(at);
         let state = match supply["level"].as_i64() {
             Some(-3) => Some("some"),
             Some(-2) => Some("unknown"),
