@@ -59,14 +59,11 @@ fn thread_cpu() -> f64 {
 
 /// Starts the responder; every `every`th address answers.
 fn respond(addresses: u32, every: u32, delay: Duration, loss: u32) -> u16 {
-    // Where a datagram was sent to matters, so each answering address has a socket of its own; the others share
-    // one that is bound to all and never answers.
-    let silent = open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), 32 << 20);
+    // Where a datagram was sent to matters, so each answering address has a socket of its own. The others share one
+    // that is bound to all and never read: when it is full, the kernel drops what comes, as a silent network would.
+    let silent = open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), 0);
     let port = silent.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while silent.recv_from(&mut buffer).is_ok() {}
-    });
+    std::mem::forget(silent);
     let sockets: Vec<_> = (0..addresses)
         .step_by(every as usize)
         .map(|n| open(SocketAddr::from((address(n), port)), 1 << 16))
