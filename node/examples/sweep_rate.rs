@@ -1,4 +1,4 @@
-//! How fast a sweep goes on this machine: `cargo run --release --example sweep_rate -- [PREFIX] [RESPONDERS] [DELAY_MS] [LOSS_PERMILLE]`.
+//! How fast a sweep goes on this machine: `cargo run --release --example sweep_rate -- [PREFIX] [RESPONDERS] [DELAY_MS] [LOSS_PERMILLE] [RETRIES]`.
 //!
 //! The addresses are a part of 127.0.0.0/8, all answered for by one thread of this program, which listens on
 //! all of them: it answers as RESPONDERS of them, evenly spread, after a delay and with losses, and is
@@ -18,11 +18,12 @@ fn main() {
     let responders = arguments.next().unwrap_or(1024);
     let delay = Duration::from_millis(u64::from(arguments.next().unwrap_or(20)));
     let loss = arguments.next().unwrap_or(20);
+    let retries = arguments.next().unwrap_or(2) as u8;
     let addresses = 1u32 << (32 - prefix);
     let port = respond(addresses, addresses / responders, delay, loss);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let snmp = Snmp::bind(Options { rate: 0, find_engines: false, ..Options::default() }).await.unwrap();
+        let snmp = Snmp::bind(Options { rate: 0, find_engines: false, retries, ..Options::default() }).await.unwrap();
         let peers = Box::new((0..addresses).map(move |n| SocketAddr::from((address(n), port))));
         let oids = ["1.3.6.1.2.1.1.1.0", "1.3.6.1.2.1.1.2.0"].map(|oid| oid.parse().unwrap()).to_vec();
         let credentials = vec![Arc::new(Credential::v2c("public").unwrap())];

@@ -25,6 +25,7 @@ mod socket;
 mod stats;
 mod sweep;
 mod table;
+mod turns;
 mod usm;
 mod value;
 mod wheel;
