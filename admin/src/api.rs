@@ -1,5 +1,6 @@
 //! `/api/v1`: the listings of the command line over HTTP, one JSON object a line. Reads only.
 
+use axum::Json;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::header;
@@ -42,15 +43,15 @@ pub(crate) fn routes() -> Router<Console> {
 }
 
 async fn sites(State(console): State<Console>) -> Result<Response, PageError> {
-    Ok(lines(&console.store.sites().await?, None))
+    Ok(list(&console.store.sites().await?, None))
 }
 
 async fn links(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
-    Ok(lines(&console.store.links(page.site.as_deref()).await?, None))
+    Ok(list(&console.store.links(page.site.as_deref()).await?, None))
 }
 
 async fn jobs(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
-    Ok(lines(&console.store.jobs(page.site.as_deref()).await?, None))
+    Ok(list(&console.store.jobs(page.site.as_deref()).await?, None))
 }
 
 async fn devices(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
@@ -65,7 +66,7 @@ async fn devices(State(console): State<Console>, Query(page): Query<Page>) -> Re
     let devices = console.store.devices(&query).await?;
     let next =
         (devices.len() >= limit as usize).then(|| format!("offset={}", page.offset.saturating_add(limit)));
-    Ok(lines(&devices, next))
+    Ok(list(&devices, next))
 }
 
 async fn readings(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
@@ -73,18 +74,12 @@ async fn readings(State(console): State<Console>, Query(page): Query<Page>) -> R
     let readings = console.store.readings(page.site.as_deref(), page.after, limit).await?;
     let last = readings.last().filter(|_| readings.len() >= limit as usize);
     let next = last.map(|reading| format!("after={}", reading.key));
-    Ok(lines(&readings, next))
+    Ok(list(&readings, next))
 }
 
-/// Where there is more, `Link: <?…>; rel="next"` (RFC 8288) names the rest of the query.
-fn lines<T: Serialize>(items: &[T], next: Option<String>) -> Response {
-    let mut text = String::new();
-    for item in items {
-        // These types have no map with keys that are not strings: they always serialise.
-        text.push_str(&serde_json::to_string(item).unwrap_or_default());
-        text.push('\n');
-    }
-    let mut response = ([(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response();
+/// An array. Where there is more, `Link: <?…>; rel="next"` (RFC 8288) names the rest of the query.
+fn list<T: Serialize>(items: &[T], next: Option<String>) -> Response {
+    let mut response = Json(items).into_response();
     if let Some(value) = next.and_then(|next| format!("<?{next}>; rel=\"next\"").parse().ok()) {
         response.headers_mut().insert(header::LINK, value);
     }

@@ -498,13 +498,19 @@ fn decode(octets: &[u8]) -> Reading {
     convert::decode(octets).unwrap_or_default()
 }
 
+/// Sites say where they asked, port included; a device's address is the host alone.
+fn host(address: String) -> String {
+    address.parse::<std::net::SocketAddr>().map_or(address, |at| at.ip().to_string())
+}
+
 fn device_line(row: DeviceRow) -> DeviceLine {
     let reading = decode(&row.reading);
     let facts = reading.facts;
+    let address = host(row.address);
     DeviceLine {
         id: row.id,
-        addresses: vec![row.address.clone()],
-        address: row.address,
+        addresses: vec![address.clone()],
+        address,
         zone: row.zone,
         node: row.node,
         via: reading.via,

@@ -42,14 +42,11 @@ const CAUGHT_UP: u64 = 100;
 /// How long one of the leader's own commits may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The claim that this node holds, if any; the upstream link lives by it.
-pub(crate) type Held = Option<Epoch>;
-
 /// The leader's duties on one node; idle while another leads.
 pub(crate) struct Leader {
     cluster: Cluster,
     claim: ClaimCore,
-    held: watch::Sender<Held>,
+    held: watch::Sender<Option<Epoch>>,
     link: watch::Receiver<Link>,
     /// Log index and settings of the last look at the plan.
     planned: Option<PlanInputs>,
@@ -70,8 +67,13 @@ struct PlanInputs {
 }
 
 impl Leader {
-    /// Duties of the node behind `cluster`; tells of its claim through `held`, and all nodes of `link`.
-    pub(crate) fn new(cluster: Cluster, held: watch::Sender<Held>, link: watch::Receiver<Link>) -> Self {
+    /// Duties of the node behind `cluster`; tells through `held` of its claim, by which the upstream
+    /// link lives, and all nodes of `link`.
+    pub(crate) fn new(
+        cluster: Cluster,
+        held: watch::Sender<Option<Epoch>>,
+        link: watch::Receiver<Link>,
+    ) -> Self {
         Leader { cluster, claim: ClaimCore::new(), held, link, planned: None, seen: BTreeMap::new() }
     }
 

@@ -33,7 +33,7 @@ use config::NodeOptions;
 use console::Site;
 use leader::Leader;
 use snmp::Snmp;
-use upstream::{Enrollment, Upstream};
+use upstream::Upstream;
 
 /// Runs a node until it is told to stop; every long-lived task is spawned here, by name.
 ///
@@ -56,7 +56,7 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
         cluster: cluster.clone(),
         snmp: snmp.clone(),
         metrics: PrometheusBuilder::new().install_recorder().context("start the metrics")?,
-        enroller: Arc::new(Enrollment(cluster.clone())),
+        enroll: enroll_with(cluster.clone()),
         open: console_address.ip().is_loopback(),
         stop: stop.clone(),
     });
@@ -76,6 +76,11 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let ended = tasks.until_told(&stop).await;
     cluster.shutdown().await;
     ended
+}
+
+/// What the console does when told to enrol.
+fn enroll_with(cluster: Cluster) -> console::Enroll {
+    Box::new(move |url, code, pin| Box::pin(upstream::enroll(cluster.clone(), url, code, pin)))
 }
 
 async fn open(options: NodeOptions) -> anyhow::Result<Cluster> {

@@ -39,11 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Who the audit says it was.
 const BY: &str = "operator";
 
-/// Registers the cluster at a Web Admin; done by `upstream`, which this room does not know.
-pub(crate) trait Enroller: Send + Sync {
-    /// Registers with the one-time code and commits the result; answers the site's name.
-    fn enroll(&self, url: String, code: String, pin: String) -> BoxFuture<'static, anyhow::Result<String>>;
-}
+/// Registers the cluster at a Web Admin by address, code and pin, and answers the site's name. Done by
+/// `upstream`, which this room does not know.
+pub(crate) type Enroll =
+    Box<dyn Fn(String, String, String) -> BoxFuture<'static, anyhow::Result<String>> + Send + Sync>;
 
 /// Listens on the socket, replacing what a dead process left.
 pub(super) fn bind(path: &FilePath) -> anyhow::Result<UnixListener> {
@@ -185,7 +184,7 @@ struct EnrollOptions {
 }
 
 async fn enroll(State(site): State<Arc<Site>>, Json(options): Json<EnrollOptions>) -> Done {
-    let registered = site.enroller.enroll(options.upstream, options.code, options.pin).await;
+    let registered = (site.enroll)(options.upstream, options.code, options.pin).await;
     let name = registered.map_err(|error| bad(format!("{error:#}")))?;
     Ok(Json(json!({ "site": name })))
 }

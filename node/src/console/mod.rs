@@ -20,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::snmp::Snmp;
 
-pub(crate) use control::{Enroller, SOCKET};
+pub(crate) use control::{Enroll, SOCKET};
 
 /// What the handlers share.
 pub(crate) struct Site {
     pub(crate) cluster: Cluster,
     pub(crate) snmp: Snmp,
     pub(crate) metrics: PrometheusHandle,
-    pub(crate) enroller: Arc<dyn Enroller>,
+    pub(crate) enroll: Enroll,
     /// True where the console listens on loopback only, so that pages need no login.
     pub(crate) open: bool,
     pub(crate) stop: CancellationToken,

@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use quire_coordinator::rows;
 use quire_proto::store::command::Kind;
 use quire_proto::store::{Enroll, PutUpstreamIdentities, UpstreamIdentity};
@@ -18,17 +16,17 @@ use crate::tls::{Connector, pin};
 /// How long the commits behind an enrolment may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Enrols the cluster of one node.
-pub(crate) struct Enrollment(pub(crate) Cluster);
-
-impl crate::console::Enroller for Enrollment {
-    fn enroll(&self, url: String, code: String, pin: String) -> BoxFuture<'static, anyhow::Result<String>> {
-        enroll(self.0.clone(), url, code, pin).boxed()
-    }
-}
-
-/// Registers all nodes at once, so that whichever leads next has a certificate, and commits the result.
-async fn enroll(cluster: Cluster, url: String, code: String, pin_text: String) -> anyhow::Result<String> {
+/// Registers all nodes at once, so that whichever leads next has a certificate, and commits
+/// the result; answers the site's name.
+///
+/// # Errors
+/// When the Web Admin cannot be trusted, refuses, or the result cannot be committed.
+pub(crate) async fn enroll(
+    cluster: Cluster,
+    url: String,
+    code: String,
+    pin_text: String,
+) -> anyhow::Result<String> {
     let expected = parse_pin(&pin_text)?;
     let (meta, members) = {
         let tables = cluster.view();

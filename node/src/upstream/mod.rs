@@ -26,10 +26,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::cluster::Cluster;
-use crate::leader::Held;
 use crate::tls::{Connector, Identity};
 
-pub(crate) use enroll::Enrollment;
+pub(crate) use enroll::enroll;
 use session::{Ended, Session};
 
 /// The name in the Web Admin's certificate, wherever it is reached.
@@ -44,14 +43,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The upstream task of one node; idle while another leads.
 pub(crate) struct Upstream {
     cluster: Cluster,
-    held: watch::Receiver<Held>,
+    held: watch::Receiver<Option<Epoch>>,
     link: watch::Sender<Link>,
     backoff: Backoff,
 }
 
 impl Upstream {
     /// Links while `held` says so; tells of the link through `link`.
-    pub(crate) fn new(cluster: Cluster, held: watch::Receiver<Held>, link: watch::Sender<Link>) -> Self {
+    pub(crate) fn new(
+        cluster: Cluster,
+        held: watch::Receiver<Option<Epoch>>,
+        link: watch::Sender<Link>,
+    ) -> Self {
         let backoff = Backoff::new(250, 30_000);
         Upstream { cluster, held, link, backoff }
     }
@@ -77,7 +80,12 @@ impl Upstream {
 }
 
 /// Holds the link under a claim until it ends; answers how long to wait before the next.
-async fn hold(cluster: &Cluster, held: Held, link: &watch::Sender<Link>, backoff: &mut Backoff) -> Duration {
+async fn hold(
+    cluster: &Cluster,
+    held: Option<Epoch>,
+    link: &watch::Sender<Link>,
+    backoff: &mut Backoff,
+) -> Duration {
     let Some(epoch) = held else { return std::future::pending().await };
     let tell = |state: &str, mode: &str, detail: String| {
         let now = Link { state: state.to_owned(), mode: mode.to_owned(), detail };
