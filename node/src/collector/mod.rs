@@ -162,14 +162,9 @@ impl Collector {
     fn refresh(&mut self) -> anyhow::Result<()> {
         let tables = self.cluster.view();
         let meta = rows::meta(&tables)?;
-        if meta.settings_index != self.settings_index
-            && let Some(settings) = self.cluster.settings()?
-        {
+        if meta.settings_index != self.settings_index {
             self.settings_index = meta.settings_index;
-            self.tools.credentials = Arc::new(credentials::of(&settings));
-            self.tools.ways.clear();
-            self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
-            self.tools.settings = settings;
+            self.follow_settings();
         }
         let me = self.cluster.me();
         let zone_mates = rows::members(&tables)?
@@ -188,6 +183,20 @@ impl Collector {
         let own: Vec<OwnUnit> = self.units.iter().map(|(id, row)| own_unit(id, row)).collect();
         self.roster.set_units(&own);
         self.follow_devices(&tables)
+    }
+
+    /// Settings that this version does not understand (a later one applied them) must not stop the node,
+    /// or they would stop every node: what was in force stays.
+    fn follow_settings(&mut self) {
+        let settings = match self.cluster.settings() {
+            Ok(Some(settings)) => settings,
+            Ok(None) => return,
+            Err(error) => return tracing::error!(%error, "the settings cannot be read: the old ones stay"),
+        };
+        self.tools.credentials = Arc::new(credentials::of(&settings));
+        self.tools.ways.clear();
+        self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
+        self.tools.settings = settings;
     }
 
     fn follow_devices(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
@@ -272,10 +281,9 @@ fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
         unit: id.clone(),
         epoch: Epoch(row.epoch),
         swept_at: Millis(row.swept_at_ms),
-        sweep: row.sweep.map(|sweep| Progress {
-            started_at: Millis(sweep.started_at_ms),
-            finished: sweep.finished,
-        }),
+        sweep: row
+            .sweep
+            .map(|sweep| Progress { started_at: Millis(sweep.started_at_ms), finished: sweep.finished }),
         asked_at: Millis(row.asked_at_ms),
     }
 }
@@ -326,10 +334,7 @@ fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
 
 /// The credentials that speak as the device did last; all of them where the settings no longer hold such
 /// a one, else a site that moves from communities to SNMPv3 would fall silent until its next sweep.
-fn suitable(
-    credentials: &[Arc<Credential>],
-    spoken: impl Fn(&Credential) -> bool,
-) -> Vec<Arc<Credential>> {
+fn suitable(credentials: &[Arc<Credential>], spoken: impl Fn(&Credential) -> bool) -> Vec<Arc<Credential>> {
     let fitting: Vec<_> = credentials.iter().filter(|credential| spoken(credential)).cloned().collect();
     if fitting.is_empty() { credentials.to_vec() } else { fitting }
 }

@@ -86,13 +86,7 @@ impl UnitSweep {
             .collect()
     }
 
-    async fn handle(
-        &self,
-        tools: &Tools,
-        event: SweepEvent,
-        mark: &mut SweepMark,
-        reads: &mut Reads,
-    ) {
+    async fn handle(&self, tools: &Tools, event: SweepEvent, mark: &mut SweepMark, reads: &mut Reads) {
         match event {
             SweepEvent::Answered { peer, credential, answer } => {
                 mark.responders += 1;

@@ -156,7 +156,10 @@ impl Welcomed {
                     }
                     Ok(None) | Err(_) => return Ok(Ended::Lost),
                 },
-                _ = look.tick() => {}
+                _ = look.tick() => if self.window.is_stalled(clock::ticks()) {
+                    // The connection lives and the server behind it does not.
+                    return Ok(Ended::Lost);
+                },
                 _ = sign.tick() => self.ask_for_certificates().await?,
                 _ = alive.tick() => {
                     let check_in = self.check_in()?;
