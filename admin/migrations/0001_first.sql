@@ -20,7 +20,10 @@ CREATE TABLE sites (
     alive            INTEGER,
     devices          INTEGER,
     units            INTEGER,
-    pending          INTEGER
+    pending          INTEGER,
+    -- Kept beside the tables, because counting millions of rows for every page is slow.
+    device_count     INTEGER NOT NULL DEFAULT 0,
+    reading_count    INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX sites_by_name ON sites (name) WHERE revoked_at_ms IS NULL;
 CREATE UNIQUE INDEX sites_by_cluster ON sites (cluster_id) WHERE revoked_at_ms IS NULL;

@@ -13,15 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::jobs::JobKind;
-use crate::listing::{DeviceOrder, DeviceQuery};
 use crate::print::{Column, Format, Printer, is_broken_pipe};
 use crate::store::Store;
 use crate::tls::Authority;
 use crate::users::Role;
 use crate::{Options, clock};
 
-/// Rows that a listing holds in memory at a time.
-const PAGE: u32 = 1000;
 /// Settings of the largest customer are a few KiB.
 const SETTINGS_OCTETS_MAX: u64 = 1 << 20;
 /// Of a site's name.
@@ -319,38 +316,15 @@ async fn list_links(dir: &Path, list: &List) -> anyhow::Result<()> {
 async fn list_devices(store: &Store, list: &List) -> anyhow::Result<()> {
     check_site(store, list).await?;
     let mut printer = Printer::new(list.format, DEVICES, buffered())?;
-    let mut query = DeviceQuery {
-        site: list.site.clone(),
-        order: DeviceOrder::Id,
-        limit: PAGE,
-        ..DeviceQuery::default()
-    };
-    loop {
-        let devices = store.devices(&query).await?;
-        for device in &devices {
-            printer.line(device)?;
-        }
-        if devices.len() < PAGE as usize {
-            return printer.finish();
-        }
-        query.offset = query.offset.saturating_add(PAGE);
-    }
+    store.each_device(list.site.as_deref(), |device| printer.line(device)).await?;
+    printer.finish()
 }
 
 async fn list_readings(store: &Store, list: &List) -> anyhow::Result<()> {
     check_site(store, list).await?;
     let mut printer = Printer::new(list.format, READINGS, buffered())?;
-    let mut after = 0;
-    loop {
-        let readings = store.readings(list.site.as_deref(), after, PAGE).await?;
-        for reading in &readings {
-            printer.line(reading)?;
-            after = reading.key;
-        }
-        if readings.len() < PAGE as usize {
-            return printer.finish();
-        }
-    }
+    store.each_reading(list.site.as_deref(), |reading| printer.line(reading)).await?;
+    printer.finish()
 }
 
 async fn add_job(dir: &Path, site: &str, command: &JobCommand) -> anyhow::Result<()> {

@@ -49,6 +49,12 @@ pub(crate) struct Console {
     stop: CancellationToken,
 }
 
+impl Console {
+    fn new(store: Store, open: bool, stop: CancellationToken) -> Self {
+        Console { store, open, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)), stop }
+    }
+}
+
 /// Why a handler has nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PageError {
@@ -87,8 +93,7 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let open = listener.local_addr().context("read the console's address")?.ip().is_loopback();
-    let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-    let console = Console { store, open, watchers, stop: stop.clone() };
+    let console = Console::new(store, open, stop.clone());
     let serving = axum::serve(listener, router(console)).with_graceful_shutdown(stop.cancelled_owned());
     serving.await.context("serve the console")
 }
@@ -281,7 +286,96 @@ fn stream(
 
 #[cfg(test)]
 mod tests {
+    use quire_proto::id::Millis;
+
     use super::*;
+
+    async fn console(open: bool) -> (tempfile::TempDir, Store, Router) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let console = Console::new(store.clone(), open, CancellationToken::new());
+        (dir, store, router(console))
+    }
+
+    async fn ask(router: &Router, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, String) {
+        let mut request = axum::http::Request::builder().uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(router.clone(), request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        (parts.status, parts.headers, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn a_loopback_console_is_open_but_not_to_foreign_names() {
+        let (_dir, store, router) = console(true).await;
+        store.add_site("<b>acme</b>", Millis(1_700_000_000_000)).await.unwrap();
+        let here = [("host", "127.0.0.1:8480")];
+        let (status, headers, page) = ask(&router, "/", &here).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(page.contains("&#60;b&#62;acme") && !page.contains("<b>acme"), "{page}");
+        assert!(!headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap().contains("unsafe"));
+        assert_eq!(ask(&router, "/", &[("host", "evil.example")]).await.0, StatusCode::MISDIRECTED_REQUEST);
+        assert_eq!(ask(&router, "/", &[]).await.0, StatusCode::MISDIRECTED_REQUEST);
+        assert_eq!(ask(&router, "/sites/%3Cb%3Eacme%3C%2Fb%3E", &here).await.0, StatusCode::OK);
+        assert_eq!(ask(&router, "/sites/nobody", &here).await.0, StatusCode::NOT_FOUND);
+        assert_eq!(ask(&router, "/sites/x/devices/%00", &here).await.0, StatusCode::NOT_FOUND);
+        assert_eq!(ask(&router, "/api/v1/readings?limit=many", &here).await.0, StatusCode::BAD_REQUEST);
+        for probe in ["/livez", "/readyz", "/metrics", "/assets/app.js", "/assets/style.css"] {
+            assert_eq!(ask(&router, probe, &here).await.0, StatusCode::OK, "{probe}");
+        }
+    }
+
+    #[tokio::test]
+    async fn elsewhere_a_token_is_needed() {
+        let (_dir, store, router) = console(false).await;
+        let token = store.create_api_token(Role::Viewer, Millis(1)).await.unwrap();
+        for path in ["/", "/sites/x", "/events", "/metrics", "/api/v1/sites", "/api/v1/readings"] {
+            assert_eq!(ask(&router, path, &[]).await.0, StatusCode::UNAUTHORIZED, "{path}");
+            let wrong = format!("Bearer {}x", &token[..token.len() - 1]);
+            assert_eq!(
+                ask(&router, path, &[("authorization", &wrong)]).await.0,
+                StatusCode::UNAUTHORIZED,
+                "{path}"
+            );
+        }
+        let (status, headers, _) = ask(&router, "/", &[("accept", "text/html")]).await;
+        assert_eq!(
+            (status, &headers[header::LOCATION]),
+            (StatusCode::SEE_OTHER, &HeaderValue::from_static("/login"))
+        );
+        for probe in ["/livez", "/readyz", "/login"] {
+            assert_eq!(ask(&router, probe, &[]).await.0, StatusCode::OK, "{probe}");
+        }
+        let bearer = format!("Bearer {token}");
+        assert_eq!(ask(&router, "/api/v1/sites", &[("authorization", &bearer)]).await.0, StatusCode::OK);
+        let cookie = format!("{COOKIE}={token}");
+        assert_eq!(ask(&router, "/", &[("cookie", &cookie)]).await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn the_login_form_gives_a_cookie_to_a_token_alone() {
+        let (_dir, store, router) = console(false).await;
+        let token = store.create_api_token(Role::Viewer, Millis(1)).await.unwrap();
+        let log_in = async |token: &str, site: &str| {
+            let request = axum::http::Request::post("/login")
+                .header("content-type", "application/x-www-form-urlencoded")
+                .header("sec-fetch-site", site)
+                .body(axum::body::Body::from(format!("token={token}")))
+                .unwrap();
+            tower::ServiceExt::oneshot(router.clone(), request).await.unwrap()
+        };
+        let welcome = log_in(&token, "same-origin").await;
+        let cookie = welcome.headers()[header::SET_COOKIE].to_str().unwrap();
+        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+        let refused = log_in("qa_no_such", "same-origin").await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+        assert!(!refused.headers().contains_key(header::SET_COOKIE));
+        assert_eq!(log_in(&token, "cross-site").await.status(), StatusCode::BAD_REQUEST);
+    }
 
     #[test]
     fn only_names_of_the_machine_itself_pass() {

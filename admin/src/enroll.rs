@@ -19,6 +19,8 @@ use crate::tls::{Authority, BadRequest};
 
 /// A cluster has at most a few hundred nodes; those that may lead and are not in it ask over the link later.
 pub(crate) const REQUESTS_MAX: usize = 512;
+/// [`REQUESTS_MAX`] requests of 4 KiB each, with names.
+pub(crate) const MESSAGE_OCTETS_MAX: usize = 4 << 20;
 /// Of node and cluster names.
 const NAME_MAX: usize = 256;
 /// What a person who mistypes needs, and what leaves a guesser nothing of 120 bits.

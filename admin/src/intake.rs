@@ -115,13 +115,17 @@ impl Store {
         if first_seq > expected {
             return Err(Refusal::Gap { expected, got: first_seq }.into());
         }
+        let mut devices = 0;
         for entry in &entries {
             if entry.seq < expected {
                 taken.skipped += 1;
                 continue;
             }
             match put_entry(&mut tx, holder.site, entry, now).await? {
-                Put::New => taken.stored += 1,
+                Put::New { device } => {
+                    taken.stored += 1;
+                    devices += i64::from(device);
+                }
                 Put::Duplicate => taken.duplicates += 1,
                 Put::Conflict => taken.conflicts += 1,
             }
@@ -137,6 +141,14 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
+        sqlx::query(
+            "UPDATE sites SET device_count = device_count + ?, reading_count = reading_count + ? WHERE key = ?",
+        )
+        .bind(devices)
+        .bind(int(taken.stored)?)
+        .bind(holder.site)
+        .execute(&mut *tx)
+        .await?;
         touch(&mut tx, holder, now).await?;
         tx.commit().await?;
         self.changed();
@@ -299,7 +311,10 @@ fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, 
 }
 
 enum Put {
-    New,
+    /// `device` is true for the first reading of a device.
+    New {
+        device: bool,
+    },
     Duplicate,
     Conflict,
 }
@@ -331,8 +346,8 @@ async fn put_entry(
     .execute(&mut **tx)
     .await?;
     if added.rows_affected() > 0 {
-        put_device(tx, site, entry).await?;
-        return Ok(Put::New);
+        let device = put_device(tx, site, entry).await?;
+        return Ok(Put::New { device });
     }
     let stored: (String, i64, Vec<u8>) =
         sqlx::query_as("SELECT device, at_ms, reading FROM readings WHERE id = ?")
@@ -353,9 +368,18 @@ async fn put_entry(
     Ok(Put::Conflict)
 }
 
-/// The latest reading wins; one that arrives late is history alone.
-async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) -> Result<(), LinkError> {
-    let Some(row) = &entry.wire.row else { return Ok(()) };
+/// The latest reading wins; one that arrives late is history alone. True when the device is new.
+async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) -> Result<bool, LinkError> {
+    let Some(row) = &entry.wire.row else { return Ok(false) };
+    let known: Option<i64> =
+        sqlx::query_scalar("SELECT metered_at_ms FROM devices WHERE site = ? AND id = ?")
+            .bind(site)
+            .bind(&row.device)
+            .fetch_optional(&mut **tx)
+            .await?;
+    if known.is_some_and(|metered_at_ms| uint(metered_at_ms) > row.at_ms) {
+        return Ok(false);
+    }
     let reading = &entry.reading;
     let total = reading.counters.total.and_then(|total| i64::try_from(total).ok());
     sqlx::query(
@@ -366,8 +390,7 @@ async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) 
              zone = excluded.zone, unit = excluded.unit, address = excluded.address, node = excluded.node,
              vendor = excluded.vendor, model = excluded.model, serial = excluded.serial, name = excluded.name,
              location = excluded.location, status = excluded.status, total = excluded.total,
-             lowest = excluded.lowest, metered_at_ms = excluded.metered_at_ms, reading = excluded.reading
-         WHERE excluded.metered_at_ms >= devices.metered_at_ms",
+             lowest = excluded.lowest, metered_at_ms = excluded.metered_at_ms, reading = excluded.reading",
     )
     .bind(site)
     .bind(&row.device)
@@ -388,5 +411,5 @@ async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) 
     .bind(row.reading.as_ref())
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    Ok(known.is_none())
 }

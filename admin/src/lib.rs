@@ -54,6 +54,10 @@ const STREAMS_PER_CONNECTION: u32 = 16;
 /// How long streams may take to end after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A command line holds the lock for microseconds; a server for as long as it runs.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -85,7 +89,7 @@ impl Server {
     pub async fn start(options: &Options, stop: CancellationToken) -> anyhow::Result<Self> {
         let dir = &options.data_dir;
         let authority = Arc::new(Authority::open(dir, clock::now())?);
-        let lock = lock(dir)?;
+        let lock = lock(dir).await?;
         let store =
             Store::open(dir).await.with_context(|| format!("open the database in {}", dir.display()))?;
         store.clear_links().await.context("forget old links")?;
@@ -109,7 +113,9 @@ impl Server {
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(MESSAGE_OCTETS_MAX))
+            .add_service(
+                EnrollmentServer::new(enrollment).max_decoding_message_size(enroll::MESSAGE_OCTETS_MAX),
+            )
             .add_service(
                 LinkServer::new(LinkService(Arc::clone(&links)))
                     .accept_compressed(CompressionEncoding::Zstd)
@@ -188,25 +194,21 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// One server a data directory; the operating system lets go of the lock when the process ends.
-fn lock(dir: &Path) -> anyhow::Result<File> {
+async fn lock(dir: &Path) -> anyhow::Result<File> {
     let file = lock_file(dir)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            anyhow::bail!("another quire-admin serves {} already", dir.display())
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // The command line looks for a server by holding the lock for a moment.
+            Err(std::fs::TryLockError::WouldBlock) => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(std::fs::TryLockError::Error(error)) => return Err(error).context("lock the data directory"),
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).context("lock the data directory"),
     }
+    anyhow::bail!("another quire-admin serves {} already", dir.display())
 }
 
 fn lock_file(dir: &Path) -> anyhow::Result<File> {
-    let path = dir.join("serve.lock");
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))
+    tls::open_private(&dir.join("serve.lock"))
 }
 
 /// True while a server runs on the data directory.

@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
+use futures::TryStreamExt as _;
 use quire_proto::convert;
 use quire_proto::id::Millis;
 use quire_proto::reading::{Condition, Counters, Reading, Status, Supply, Via};
 use serde::Serialize;
 
-use crate::store::{Store, StoreError, int, uint};
+use crate::store::{Store, StoreError, uint};
 
 /// A site.
 #[derive(Clone, Debug, Serialize)]
@@ -261,6 +263,14 @@ const DEVICE_FILTER: &str = "FROM devices d JOIN sites s ON s.key = d.site
           || ' ' || coalesce(d.serial, '') || ' ' || coalesce(d.name, '') || ' ' || coalesce(d.location, '')
           || ' ' || coalesce(d.status, '') || ' ' || d.id LIKE ?3 ESCAPE '\\')";
 
+/// `?1` site, `?2` the key behind which to start, `?3` how many, -1 for all.
+const READINGS: &str =
+    "SELECT r.key, s.name AS site, r.id, r.device, r.unit, r.at_ms, coalesce(n.name, r.node) AS node,
+            r.epoch, r.reading
+     FROM readings r JOIN sites s ON s.key = r.site
+     LEFT JOIN nodes n ON n.site = r.site AND n.node = r.node
+     WHERE r.key > ?2 AND (?1 IS NULL OR s.name = ?1) ORDER BY r.key LIMIT ?3";
+
 impl Store {
     /// Every site, revoked ones last.
     ///
@@ -271,8 +281,7 @@ impl Store {
             "SELECT s.id, s.name, s.created_at_ms, s.code_expires_ms, s.cluster_name, s.enrolled_at_ms,
                     s.revoked_at_ms, s.last_message_ms, s.version, s.members, s.alive, s.pending,
                     c.epoch, c.through, l.site IS NOT NULL AS connected,
-                    (SELECT count(*) FROM devices d WHERE d.site = s.key) AS device_count,
-                    (SELECT count(*) FROM readings r WHERE r.site = s.key) AS reading_count
+                    s.device_count, s.reading_count
              FROM sites s LEFT JOIN clusters c ON c.cluster_id = s.cluster_id
              LEFT JOIN links l ON l.site = s.key
              ORDER BY s.revoked_at_ms IS NOT NULL, s.name COLLATE NOCASE, s.key",
@@ -356,18 +365,8 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<ReadingLine>, StoreError> {
-        let rows: Vec<ReadingRow> = sqlx::query_as(
-            "SELECT r.key, s.name AS site, r.id, r.device, r.unit, r.at_ms, coalesce(n.name, r.node) AS node,
-                    r.epoch, r.reading
-             FROM readings r JOIN sites s ON s.key = r.site
-             LEFT JOIN nodes n ON n.site = r.site AND n.node = r.node
-             WHERE r.key > ?2 AND (?1 IS NULL OR s.name = ?1) ORDER BY r.key LIMIT ?3",
-        )
-        .bind(site)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&self.read)
-        .await?;
+        let rows: Vec<ReadingRow> =
+            sqlx::query_as(READINGS).bind(site).bind(after).bind(limit).fetch_all(&self.read).await?;
         Ok(rows.into_iter().map(reading_line).collect())
     }
 
@@ -419,9 +418,38 @@ impl Store {
         Ok(uint(count))
     }
 
-    /// True when the database answers.
-    pub(crate) async fn is_ready(&self) -> bool {
-        int(0).is_ok() && sqlx::query("SELECT 1").fetch_one(&self.read).await.is_ok()
+    /// Hands every device to `each`, by site and id, from one snapshot and without holding them all.
+    pub(crate) async fn each_device(
+        &self,
+        site: Option<&str>,
+        mut each: impl FnMut(&DeviceLine) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut rows = sqlx::query_as(
+            "SELECT s.name AS site, d.id, d.zone, d.address, coalesce(n.name, d.node) AS node,
+                    d.first_seen_ms, d.metered_at_ms, d.reading
+             FROM devices d JOIN sites s ON s.key = d.site
+             LEFT JOIN nodes n ON n.site = d.site AND n.node = d.node
+             WHERE ?1 IS NULL OR s.name = ?1 ORDER BY d.site, d.id",
+        )
+        .bind(site)
+        .fetch(&self.read);
+        while let Some(row) = rows.try_next().await.context("read devices")? {
+            each(&device_line(row))?;
+        }
+        Ok(())
+    }
+
+    /// Hands every reading to `each`, in the order of arrival, from one snapshot and without holding them all.
+    pub(crate) async fn each_reading(
+        &self,
+        site: Option<&str>,
+        mut each: impl FnMut(&ReadingLine) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut rows = sqlx::query_as(READINGS).bind(site).bind(0_i64).bind(-1_i64).fetch(&self.read);
+        while let Some(row) = rows.try_next().await.context("read readings")? {
+            each(&reading_line(row))?;
+        }
+        Ok(())
     }
 }
 

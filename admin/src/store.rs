@@ -21,6 +21,8 @@ use crate::secret;
 pub(crate) const CODE_TTL_MS: u64 = 24 * 60 * 60 * 1000;
 /// Another process (the command line) may hold the write lock for the length of one transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A batch of 5,000 readings takes about a second.
+const READY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Console pages and listings that read at the same time.
 const READERS_MAX: u32 = 4;
 
@@ -237,6 +239,12 @@ impl Store {
     /// A write transaction: takes the lock at once, because a read lock that upgrades can fail.
     pub(crate) async fn begin(&self) -> Result<Transaction<'_, Sqlite>, sqlx::Error> {
         self.write.begin_with("BEGIN IMMEDIATE").await
+    }
+
+    /// True when a writer gets its turn in time, which also needs a disk that takes the lock.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let turn = async { self.begin().await?.rollback().await };
+        matches!(tokio::time::timeout(READY_TIMEOUT, turn).await, Ok(Ok(())))
     }
 
     /// Adds a site and gives its one-time code, which is kept only as a hash.

@@ -238,7 +238,8 @@ fn set_validity(params: &mut CertificateParams, now: Millis, days: i64) {
     (params.not_before, params.not_after) = (date(-1), date(days));
 }
 
-fn open_private(path: &Path) -> anyhow::Result<fs::File> {
+/// Opens or makes a file that only its owner may open.
+pub(crate) fn open_private(path: &Path) -> anyhow::Result<fs::File> {
     fs::OpenOptions::new()
         .create(true)
         .truncate(false)

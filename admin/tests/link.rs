@@ -1,5 +1,7 @@
 //! The link and enrolment, over real TLS and gRPC on 127.0.0.1.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
 mod site;
 
 use prost::bytes::Bytes;
@@ -179,6 +181,30 @@ async fn what_is_sent_again_is_stored_once() {
     assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
     assert_eq!(received(link.batch(5, 6, entries(6, 15)).await), 15);
     assert_eq!(admin.store.count_readings(None).await.unwrap(), 15);
+    let site = &admin.store.sites().await.unwrap()[0];
+    assert_eq!((site.devices, site.readings, site.through), (3, 15, Some(15)));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_late_reading_is_history_and_leaves_the_device_as_it_is() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 3)).await), 3);
+    let mut late: quire_proto::store::OutboxEntry = prost::Message::decode(&entry(6)[..]).unwrap();
+    late.seq = 4;
+    let row = late.row.as_mut().unwrap();
+    (row.late, row.at_ms) = (true, 1_699_999_999_000);
+    assert_eq!(received(link.batch(5, 4, vec![prost::Message::encode_to_vec(&late)]).await), 4);
+    let query = quire_admin::listing::DeviceQuery { limit: 10, ..Default::default() };
+    let devices = admin.store.devices(&query).await.unwrap();
+    assert_eq!(devices.len(), 3);
+    assert_eq!((devices[0].id.as_str(), devices[0].counters.total), ("d0", Some(1003)));
+    let history = admin.store.history("acme-berlin", "d0", 10).await.unwrap();
+    assert_eq!(
+        history.iter().map(|reading| reading.counters.total).collect::<Vec<_>>(),
+        [Some(1003), Some(1006)]
+    );
     admin.stop().await;
 }
 
@@ -187,9 +213,8 @@ async fn gaps_are_refused_and_store_nothing() {
     let (_dir, admin, cluster) = enrolled().await;
     let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
     assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
-    link.batch(5, 12, entries(12, 14))
-        .await
-        .map(|answer| assert!(matches!(answer, to_site::What::Refused(_))));
+    let answer = link.batch(5, 12, entries(12, 14)).await;
+    assert!(matches!(answer, Some(to_site::What::Refused(_))), "{answer:?}");
     assert_eq!(admin.store.count_readings(None).await.unwrap(), 10);
     // An entry that lies about its number, within a batch.
     let (mut link, through) = cluster.welcomed(admin.listen, 1, 5).await;

@@ -127,12 +127,15 @@ pub enum Change {
 pub fn plan(view: &PlanView) -> Vec<Change> {
     let nodes = Nodes::of(view);
     let mut tiers = Tiers::default();
-    let mut items: Vec<Item<'_>> =
-        view.wanted.iter().map(|(unit, spec)| Item::new(view, &nodes, &mut tiers, unit, spec)).collect();
+    let mut items = items(view, &nodes);
+    // After a death only the dead node's units move: evening out waits until it is old news. Units that
+    // can't move don't need to know who is nearest, which makes a take-over cheap.
+    let quiet = view.nodes.iter().all(|node| node.eligible() || node.settled(view.now));
+    for item in items.iter_mut().filter(|item| item.owner.is_none() || (quiet && item.movable)) {
+        item.tier = tiers.of(view, &nodes, item.spec);
+    }
     let mut loads = Loads::of(nodes.0.len(), &items);
     balance::place_orphans(&mut items, &tiers, &mut loads);
-    // After a death only the dead node's units move: evening out waits until it is old news.
-    let quiet = view.nodes.iter().all(|node| node.eligible() || node.settled(view.now));
     if quiet {
         let settled: Vec<bool> = nodes.0.iter().map(|node| node.settled(view.now)).collect();
         balance::move_nearer(&mut items, &tiers, &settled, &mut loads);
@@ -177,11 +180,21 @@ fn rank(view: &PlanView, node: &NodeView, spec: &UnitSpec) -> Option<u32> {
 }
 
 /// The nodes that are nearest to a unit; equal lists are kept once, because most units share theirs.
-#[derive(Default)]
 struct Tiers<'v> {
+    /// The first is empty.
     lists: Vec<Vec<Place>>,
     by_list: BTreeMap<Vec<Place>, usize>,
     by_segment: BTreeMap<(&'v str, IpNet), usize>,
+}
+
+/// The list of a unit that does not move.
+const NO_TIER: usize = 0;
+
+impl Default for Tiers<'_> {
+    fn default() -> Self {
+        let none = Vec::new();
+        Tiers { lists: vec![none.clone()], by_list: [(none, NO_TIER)].into(), by_segment: BTreeMap::new() }
+    }
 }
 
 impl<'v> Tiers<'v> {
@@ -215,23 +228,34 @@ impl<'v> Tiers<'v> {
 struct Item<'v> {
     unit: &'v UnitId,
     spec: &'v UnitSpec,
+    row: Option<&'v CurrentUnit>,
     cost: u64,
     owner: Option<Place>,
+    /// Who is nearest, for units that may move.
     tier: usize,
     /// Has been with its owner for long enough, and was not touched in this plan.
     movable: bool,
 }
 
+/// Every wanted unit with its row; both maps are in the same order, so one walk finds them.
+fn items<'v>(view: &'v PlanView, nodes: &Nodes<'_>) -> Vec<Item<'v>> {
+    let mut rows = view.current.iter().peekable();
+    let item = |(unit, spec): (&'v UnitId, &'v UnitSpec)| {
+        while rows.next_if(|(earlier, _)| *earlier < unit).is_some() {}
+        let row = rows.next_if(|(same, _)| *same == unit).map(|(_, row)| row);
+        Item::new(view, nodes, unit, spec, row)
+    };
+    view.wanted.iter().map(item).collect()
+}
+
 impl<'v> Item<'v> {
     fn new(
-        view: &'v PlanView,
+        view: &PlanView,
         nodes: &Nodes<'_>,
-        tiers: &mut Tiers<'v>,
         unit: &'v UnitId,
         spec: &'v UnitSpec,
+        row: Option<&'v CurrentUnit>,
     ) -> Self {
-        let tier = tiers.of(view, nodes, spec);
-        let row = view.current.get(unit);
         // A row costs something even where the caller measured nothing, else thousands would pile up.
         let cost = row.map_or_else(|| cost(spec.prefix, 0), |row| row.cost).max(1);
         let owner = row.and_then(|row| nodes.place(row.owner)).filter(|place| {
@@ -241,13 +265,12 @@ impl<'v> Item<'v> {
         let movable = row.is_some_and(|row| {
             row.segment == spec.segment && row.granted_at.0.saturating_add(REBALANCE_AFTER_MS) <= view.now.0
         });
-        Item { unit, spec, cost, owner, tier, movable }
+        Item { unit, spec, row, cost, owner, tier: NO_TIER, movable }
     }
 
     fn change(&self, view: &PlanView, nodes: &Nodes<'_>) -> Option<Change> {
         let node = self.owner.map_or(NodeId::NOBODY, |place| nodes.0[usize::from(place)].id);
-        let row = view.current.get(self.unit);
-        if row.is_some_and(|row| row.owner == node && row.segment == self.spec.segment) {
+        if self.row.is_some_and(|row| row.owner == node && row.segment == self.spec.segment) {
             return None;
         }
         let way = view.reach.get(&self.spec.segment).and_then(|ways| ways.get(&node));

@@ -1,4 +1,4 @@
-//! How fast a sweep goes on this machine: `cargo run --release --example sweep_rate -- [PREFIX] [RESPONDERS] [DELAY_MS] [LOSS_PERMILLE]`.
+//! How fast a sweep goes on this machine: `cargo run --release --example sweep_rate -- [PREFIX] [RESPONDERS] [DELAY_MS] [LOSS_PERMILLE] [RETRIES]`.
 //!
 //! The addresses are a part of 127.0.0.0/8, all answered for by one thread of this program, which listens on
 //! all of them: it answers as RESPONDERS of them, evenly spread, after a delay and with losses, and is
@@ -18,11 +18,12 @@ fn main() {
     let responders = arguments.next().unwrap_or(1024);
     let delay = Duration::from_millis(u64::from(arguments.next().unwrap_or(20)));
     let loss = arguments.next().unwrap_or(20);
+    let retries = arguments.next().unwrap_or(2) as u8;
     let addresses = 1u32 << (32 - prefix);
     let port = respond(addresses, addresses / responders, delay, loss);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let snmp = Snmp::bind(Options { rate: 0, find_engines: false, ..Options::default() }).await.unwrap();
+        let snmp = Snmp::bind(Options { rate: 0, find_engines: false, retries, ..Options::default() }).await.unwrap();
         let peers = Box::new((0..addresses).map(move |n| SocketAddr::from((address(n), port))));
         let oids = ["1.3.6.1.2.1.1.1.0", "1.3.6.1.2.1.1.2.0"].map(|oid| oid.parse().unwrap()).to_vec();
         let credentials = vec![Arc::new(Credential::v2c("public").unwrap())];
@@ -59,14 +60,11 @@ fn thread_cpu() -> f64 {
 
 /// Starts the responder; every `every`th address answers.
 fn respond(addresses: u32, every: u32, delay: Duration, loss: u32) -> u16 {
-    // Where a datagram was sent to matters, so each answering address has a socket of its own; the others share
-    // one that is bound to all and never answers.
-    let silent = open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), 32 << 20);
+    // Where a datagram was sent to matters, so each answering address has a socket of its own. The others share one
+    // that is bound to all and never read: when it is full, the kernel drops what comes, as a silent network would.
+    let silent = open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), 0);
     let port = silent.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while silent.recv_from(&mut buffer).is_ok() {}
-    });
+    std::mem::forget(silent);
     let sockets: Vec<_> = (0..addresses)
         .step_by(every as usize)
         .map(|n| open(SocketAddr::from((address(n), port)), 1 << 16))

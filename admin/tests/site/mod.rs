@@ -2,6 +2,7 @@
 //! so that it shares no mistake with the node.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -175,10 +176,19 @@ impl Cluster {
     }
 
     pub async fn try_enroll(&mut self, admin: &Admin, code: &str) -> Result<RegisterReply, tonic::Status> {
-        let channel = anonymous(admin.listen, &admin.pin).await.unwrap();
+        self.enroll_at(admin.listen, &admin.pin, code).await
+    }
+
+    pub async fn enroll_at(
+        &mut self,
+        address: SocketAddr,
+        pin: &str,
+        code: &str,
+    ) -> Result<RegisterReply, tonic::Status> {
+        let channel = anonymous(address, pin).await.unwrap();
         let reply = EnrollmentClient::new(channel).register(self.request(code)).await?.into_inner();
         self.certificates = reply.certificates.iter().map(|one| one.certificate_der.to_vec()).collect();
-        self.pin.clone_from(&admin.pin);
+        pin.clone_into(&mut self.pin);
         self.site.clone_from(&reply.site);
         Ok(reply)
     }

@@ -102,7 +102,7 @@ fn a_death_moves_the_dead_nodes_units_alone_and_at_once() {
 
 #[test]
 fn a_node_that_comes_back_gets_its_part_after_a_while_and_no_more_moves_than_needed() {
-    let mut view = view(60, 3);
+    let mut view = view(61, 3);
     settle(&mut view);
     view.nodes[1].alive = false;
     settle_and_wait(&mut view);
@@ -111,7 +111,7 @@ fn a_node_that_comes_back_gets_its_part_after_a_while_and_no_more_moves_than_nee
     assert_eq!(settle(&mut view), 0, "it may be gone again in a second");
     view.now.0 += REBALANCE_AFTER_MS;
     assert_eq!(settle(&mut view), 20);
-    assert_eq!(owned(&view), [20, 20, 20]);
+    assert_eq!(owned(&view), [20, 20, 21], "a gap of one unit is no reason to move it");
     view.now.0 += REBALANCE_AFTER_MS;
     assert_eq!(plan(&view), []);
 }
@@ -329,15 +329,13 @@ fn large_plans_are_even_and_small_changes_small() {
     let first = plan(&view);
     let planned = start.elapsed();
     apply(&mut view, &first);
-    view.nodes[0].alive = false;
+    (view.nodes[0].alive, view.nodes[0].since) = (false, view.now);
     let start = std::time::Instant::now();
     let second = plan(&view);
     let taken_over = start.elapsed();
     let mut owners: Vec<usize> = owned(&view);
     owners.sort_unstable();
-    println!(
-        "{nodes} nodes, {segments} segments: first plan {planned:?}, a death {taken_over:?}, {owners:?}"
-    );
+    println!("{nodes} nodes, {segments} segments: first plan {planned:?}, a death {taken_over:?}");
     assert_eq!(first.len(), segments as usize);
     assert!(owners.last().unwrap() - owners[0] <= 1);
     assert!(second.len() <= *owners.last().unwrap());

@@ -23,7 +23,7 @@ pub(super) async fn run(discover: Discover, format: Format) -> anyhow::Result<()
     let summary_file = discover.summary.clone();
     let options = options(discover)?;
     if explain {
-        return Ok(print_explanation(&discovery::explain(&options), &options, format)?);
+        return print_explanation(&discovery::explain(&options), &options, format);
     }
     let addresses = discovery::explain(&options).addresses;
     let bar = progress(addresses);

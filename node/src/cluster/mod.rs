@@ -18,6 +18,7 @@ mod keys;
 mod machine;
 mod membership;
 mod network;
+mod place;
 mod propose;
 mod raft;
 mod server;

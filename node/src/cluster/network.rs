@@ -109,10 +109,13 @@ impl Net {
     fn channel(&self, node: u64, lane: Lane, known: &str) -> Channel {
         let mut channels = self.0.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let opened = channels.entry((node, lane)).or_insert_with(|| {
-            let (net, known) = (self.clone(), known.to_owned());
+            // Weak, because the channel lives in `self`: a cycle would keep the database open for ever.
+            let (weak, known) = (Arc::downgrade(&self.0), known.to_owned());
             endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
-                let (net, known) = (net.clone(), known.clone());
+                let (weak, known) = (weak.clone(), known.clone());
                 async move {
+                    let net =
+                        weak.upgrade().map(Net).ok_or_else(|| io::Error::other("this node is stopping"))?;
                     // Asked anew for every connection: a member may have moved.
                     let address = net.member(node).map_or(known, |member| member.address);
                     dial(&address, &net.0.connector, &server_name(node)).await

@@ -4,7 +4,7 @@
 //! nodes before the database is known to belong to the node that `node.json` names.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,6 @@ use quire_proto::cluster::JoinRequest;
 use quire_proto::id::NodeId;
 use quire_proto::store::{Bootstrap, Member, UpdateMember, command};
 use rocksdb::WriteBatch;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -25,8 +24,9 @@ use super::directory::{
 };
 use super::keys::{self, Keys};
 use super::machine::Machine;
-use super::membership::{self, Doorkeeper, ca_purpose, check_address, check_name, names};
+use super::membership::{self, Doorkeeper, ca_purpose, check_name, names};
 use super::network::Net;
+use super::place::{Place, labels};
 use super::propose::Proposer;
 use super::raft::{Log, Peer, Raft, Tuning, away};
 use super::server::{self, LastWord, Members};
@@ -38,7 +38,6 @@ use super::writer::{Joiner, Writer};
 use super::{Me, OpenError, Start};
 use crate::tls::{Acceptor, Authority, Connector, Identity, Key};
 
-const PORT: u16 = 7440;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// A lone voter elects itself within one election timeout; a slow disk gets longer.
 const FIRST_ELECTION: Duration = Duration::from_secs(30);
@@ -64,69 +63,16 @@ struct Tasks {
     others: Vec<JoinHandle<()>>,
 }
 
+/// What RocksDB says when the machine is in the way and the files are whole.
+const ENVIRONMENT: [&str; 5] =
+    ["LOCK:", "No space left", "Permission denied", "Too many open files", "Cannot allocate memory"];
+
 fn failed(what: &'static str) -> impl FnOnce(String) -> OpenError {
     move |reason| OpenError::Start { what, reason }
 }
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// The addresses of a start: where to listen, and what others dial.
-struct Place {
-    listener: TcpListener,
-    listen: SocketAddr,
-    advertise: String,
-}
-
-impl Place {
-    async fn take(listen: Option<SocketAddr>, advertise: Option<String>) -> Result<Self, OpenError> {
-        let asked = listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], PORT)));
-        let refused = |reason| OpenError::Listen { address: asked, reason };
-        let listener = TcpListener::bind(asked).await.map_err(refused)?;
-        let bound = listener.local_addr().map_err(refused)?;
-        let advertise = match advertise {
-            Some(advertise) => advertise,
-            None if !bound.ip().is_unspecified() => bound.to_string(),
-            None if listen.is_some() => {
-                return Err(OpenError::Address(format!(
-                    "--listen {asked} is every address of this host: say with --advertise HOST:PORT which one other nodes reach"
-                )));
-            }
-            None => own_address(bound.port())?,
-        };
-        check_address(&advertise).map_err(|why| OpenError::Address(format!("--advertise {why}")))?;
-        Ok(Place { listener, listen: bound, advertise })
-    }
-}
-
-/// The address this host uses towards others; asks the routing table, sends nothing.
-fn own_address(port: u16) -> Result<String, OpenError> {
-    let route = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        // TEST-NET-1 (RFC 5737): connecting a UDP socket only picks a route.
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    });
-    match route.map(|address| address.ip()) {
-        Ok(ip @ IpAddr::V4(_)) if !ip.is_unspecified() => Ok(SocketAddr::new(ip, port).to_string()),
-        _ => Err(OpenError::Address(
-            "this host has no address that other nodes would reach: say it with --advertise HOST:PORT".into(),
-        )),
-    }
-}
-
-fn own_name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let short = host.trim().split('.').next().unwrap_or_default();
-    if check_name("the name", short).is_ok() { short.to_owned() } else { "node".to_owned() }
-}
-
-fn labels(start: &Start) -> Result<(String, String), OpenError> {
-    let name = start.name.clone().unwrap_or_else(own_name);
-    let zone = start.zone.clone().unwrap_or_else(|| "default".to_owned());
-    check_name("--name", &name).map_err(OpenError::Address)?;
-    check_name("--zone", &zone).map_err(OpenError::Address)?;
-    Ok((name, zone))
 }
 
 fn owner(card: &Card) -> String {
@@ -143,6 +89,9 @@ async fn database(path: &Path, card: &Card, new: bool) -> Result<Store, OpenErro
         }
         let store = match Store::open(&path) {
             Ok(store) => store,
+            Err(error) if ENVIRONMENT.iter().any(|sign| error.reason.contains(sign)) => {
+                return Ok(Err(failed("open the database")(error.reason)));
+            }
             Err(error) => return Ok(Err(damaged(error.to_string()))),
         };
         if new {
@@ -295,9 +244,7 @@ impl Running {
     /// Stops Raft, the listener and every task; waits for them, but not for ever.
     pub(crate) async fn stop(&self) {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(reason) = self.proposer.raft.shutdown().await {
-            tracing::warn!(%reason, "stop Raft");
-        }
+        // The listener first: a message for a Raft that has stopped is an error in somebody's log.
         if let Some(stop) = tasks.stop {
             let _ = stop.send(());
         }
@@ -307,6 +254,9 @@ impl Running {
                 serving.abort();
                 let _ = serving.await;
             }
+        }
+        if let Err(reason) = self.proposer.raft.shutdown().await {
+            tracing::warn!(%reason, "stop Raft");
         }
         for task in tasks.others {
             task.abort();

@@ -24,6 +24,10 @@ const QUEUE: usize = 32;
 const FIRST_TIMEOUT: u64 = 1_000_000;
 /// The least that is waited: a printer's SNMP may take so long over a long request after a short one.
 const LEAST_TIMEOUT: u64 = 200_000;
+/// The same in a sweep in haste, microseconds: its question is short, and each address has several.
+const LEAST_SWEEP: u64 = 100_000;
+/// How long a sweep in haste waits before it has measured anything, unless it is the last transmission.
+const FIRST_SWEEP: u64 = 300_000;
 /// When a patient request is sent for the last time, after the first: waking takes a LaserJet 2 to 5 s.
 const PATIENT: u64 = 6_000_000;
 
@@ -35,22 +39,23 @@ pub(crate) struct Core {
     pub(super) options: Options,
     pub(super) counters: Arc<Counters>,
     pub(super) random: Random,
-    ceiling: Ceiling,
+    pub(super) ceiling: Ceiling,
     wheel: Wheel,
     pub(super) table: Table,
     pub(super) peers: Peers,
     /// The slot whose turn it is at a peer; the others of that peer wait.
-    turns: HashMap<SocketAddr, u32>,
-    waiting: HashMap<SocketAddr, VecDeque<u32>>,
-    /// Slots to be sent now, with the id that they had: requests go before probes.
-    requests: VecDeque<Alarm>,
-    probes: VecDeque<Alarm>,
+    pub(super) turns: HashMap<SocketAddr, u32>,
+    pub(super) waiting: HashMap<SocketAddr, VecDeque<u32>>,
+    /// Slots to be sent now, with the id that they had: requests, first probes of an address, other probes.
+    pub(super) requests: VecDeque<Alarm>,
+    pub(super) fresh: VecDeque<Alarm>,
+    pub(super) probes: VecDeque<Alarm>,
     pub(super) sweeps: BTreeMap<u32, Run>,
     next_sweep: u32,
     /// The sweep that was last pulled from; they take turns.
-    last_pulled: u32,
+    pub(super) last_pulled: u32,
     /// Slots that belong to requests, not sweeps.
-    asked: usize,
+    pub(super) asked: usize,
     events: VecDeque<Asked>,
     pub(super) salt: u64,
 }
@@ -70,6 +75,7 @@ impl Core {
             turns: HashMap::new(),
             waiting: HashMap::new(),
             requests: VecDeque::new(),
+            fresh: VecDeque::new(),
             probes: VecDeque::new(),
             sweeps: BTreeMap::new(),
             next_sweep: 0,
@@ -181,13 +187,11 @@ impl Core {
     pub(crate) fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<SocketAddr> {
         let now = self.micros(now);
         loop {
-            if self.requests.is_empty() && self.probes.is_empty() && !self.pull() {
+            self.fill();
+            if self.nothing_to_send() || self.ceiling.open_at() > now {
                 return None;
             }
-            if self.ceiling.open_at() > now {
-                return None;
-            }
-            let next = self.requests.pop_front().or_else(|| self.probes.pop_front())?;
+            let next = self.next_to_send()?;
             if !self.table.is_current(next.slot, next.id) || !self.write(next.slot, now, out) {
                 continue;
             }
@@ -203,7 +207,7 @@ impl Core {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.wheel.next();
         let open_window = || self.window_open() && self.sweeps.values().any(Run::has_more);
-        let to_send = !self.requests.is_empty() || !self.probes.is_empty() || open_window();
+        let to_send = !self.nothing_to_send() || open_window();
         let send = to_send.then(|| self.ceiling.open_at());
         let at = deadline.into_iter().chain(send).min()?;
         Some(self.began + Duration::from_micros(at))
@@ -229,101 +233,9 @@ impl Core {
         self.sweeps.get(&sweep).is_some_and(Run::has_events)
     }
 
-    // ---- slots ----
-
-    fn window_open(&self) -> bool {
-        self.table.len() - self.asked < self.options.window
-    }
-
-    /// Opens a slot for the next address of the sweep whose turn it is.
-    fn pull(&mut self) -> bool {
-        if !self.window_open() || self.sweeps.is_empty() {
-            return false;
-        }
-        let last = self.last_pulled;
-        let (before, after): (Vec<u32>, Vec<u32>) = self.sweeps.keys().partition(|id| **id <= last);
-        for id in after.into_iter().chain(before) {
-            let Some(run) = self.sweeps.get_mut(&id) else { continue };
-            if run.stages.is_empty() {
-                while run.pull().is_some() {
-                    run.finish_one(0);
-                }
-                continue;
-            }
-            if let Some(peer) = run.pull() {
-                self.last_pulled = id;
-                self.enter(peer, Work::Probe { sweep: id, stage: 0 });
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Opens a slot and gives it its turn, or lets it wait for it.
-    fn enter(&mut self, peer: SocketAddr, work: Work) {
-        let index = self.table.open(peer, work, &mut self.random);
-        match self.turns.entry(peer) {
-            std::collections::hash_map::Entry::Occupied(_) => {
-                self.waiting.entry(peer).or_default().push_back(index)
-            }
-            std::collections::hash_map::Entry::Vacant(turn) => {
-                turn.insert(index);
-                self.begin(index);
-            }
-        }
-    }
-
-    fn begin(&mut self, index: u32) {
-        self.choose_phase(index);
-        self.schedule(index);
-    }
-
-    /// Sends the slot's question as soon as may be.
-    pub(super) fn schedule(&mut self, index: u32) {
-        let slot = self.table.slot(index);
-        let alarm = Alarm { slot: index, id: slot.next_id() };
-        match &slot.work {
-            Work::Exchange(exchange) if matches!(exchange.owner, Owner::Ticket(_)) => {
-                self.requests.push_back(alarm);
-            }
-            Work::Exchange(_) | Work::Probe { .. } | Work::Vacant => self.probes.push_back(alarm),
-        }
-    }
-
-    /// Sends a new question from the slot: no answer to an earlier one fits any more.
-    pub(super) fn turn_page(&mut self, index: u32) {
-        self.table.renumber(index, &mut self.random);
-        self.schedule(index);
-    }
-
-    /// Closes the slot; the next one that waits for the peer has its turn.
-    pub(super) fn leave(&mut self, index: u32) -> Work {
-        let peer = self.table.slot(index).peer;
-        let work = self.table.close(index);
-        if let Work::Exchange(exchange) = &work
-            && let Owner::Ticket(_) = exchange.owner
-        {
-            self.asked -= 1;
-        }
-        self.turns.remove(&peer);
-        if let Some(queue) = self.waiting.get_mut(&peer) {
-            let next = queue.pop_front();
-            if queue.is_empty() {
-                self.waiting.remove(&peer);
-            }
-            if let Some(next) = next {
-                self.turns.insert(peer, next);
-                self.begin(next);
-            }
-        }
-        work
-    }
-
     pub(super) fn answered(&mut self, ticket: u64, result: Result<Answer, Failure>) {
         self.events.push_back((ticket, result));
     }
-
-    // ---- sending ----
 
     /// Writes the slot's next transmission; `false` when its sweep is gone, and the slot with it.
     fn write(&mut self, index: u32, now: u64, out: &mut Vec<u8>) -> bool {
@@ -391,13 +303,14 @@ impl Core {
         let last = sends + 1 >= tries;
         let (measured, patient) = match &slot.work {
             Work::Probe { sweep, .. } => {
-                return match self.sweeps.get(sweep).and_then(|run| run.patience()) {
-                    // Without a ceiling haste is wanted: the round trips of those who answered say how long to wait.
-                    Some(measured) if self.ceiling.is_none() => {
-                        let wait = (2 * measured).max(LEAST_TIMEOUT);
-                        (if last { 2 * wait } else { wait }).min(timeout)
-                    }
-                    _ => timeout,
+                // Without a ceiling haste is wanted, and the round trips of those who answered say how long to wait.
+                // Under one, waiting costs nothing: others are asked meanwhile.
+                return match self.sweeps.get(sweep).and_then(Run::patience).filter(|_| self.ceiling.is_none())
+                {
+                    Some(measured) if last => (4 * measured).max(2 * LEAST_SWEEP).min(timeout),
+                    Some(measured) => (2 * measured).max(LEAST_SWEEP).min(timeout),
+                    None if last || !self.ceiling.is_none() => timeout,
+                    None => timeout.min(FIRST_SWEEP),
                 };
             }
             Work::Exchange(exchange) => {
@@ -442,8 +355,6 @@ impl Core {
             }
         }
     }
-
-    // ---- hearing ----
 
     fn hear_community(&mut self, from: SocketAddr, v1: bool, community: &[u8], pdu: &Answered<'_>, now: u64) {
         let Some((index, transmission)) = self.table.find(pdu.id) else {

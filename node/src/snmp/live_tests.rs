@@ -237,3 +237,52 @@ async fn a_sweep_finds_by_community_and_by_user() {
         ]
     );
 }
+
+/// A port of this machine that nobody listens on.
+fn closed_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn a_closed_port_is_told_from_silence() {
+    let port = closed_port();
+    let snmp = Snmp::bind(Options { timeout: Duration::from_secs(20), ..quick() }).await.unwrap();
+    let public = Arc::new(Credential::v2c("public").unwrap());
+    for host in ["127.0.0.1", "::1"] {
+        if host == "::1" && UdpSocket::bind("[::1]:0").is_err() {
+            continue;
+        }
+        let peer = SocketAddr::new(host.parse().unwrap(), port);
+        let asked = snmp.ask(peer, &public, Request::Get(vec![sys_descr()]), Patience::Normal).await;
+        assert_eq!(asked.unwrap_err(), Failure::Unreachable, "{host}");
+    }
+    let peers = (0..1000u16).map(move |n| SocketAddr::from(([127, 5, (n >> 8) as u8, n as u8], port)));
+    let sweep = Sweep { peers: Box::new(peers), credentials: vec![public], oids: vec![sys_descr()] };
+    let mut events = snmp.sweep(sweep);
+    let mut counts = None;
+    while let Some(event) = events.recv().await {
+        if let SweepEvent::Done(done) = event {
+            counts = Some(done);
+        }
+    }
+    let counts = counts.unwrap();
+    assert_eq!((counts.addresses, counts.answered), (1000, 0));
+    // The kernel may throttle some of its ICMP errors; most it tells.
+    assert!(counts.unreachable > 500, "{counts:?}");
+}
+
+#[tokio::test]
+async fn the_engine_ends_with_its_last_clone() {
+    let snmp = Snmp::bind(quick()).await.unwrap();
+    let other = snmp.clone();
+    let at = SocketAddr::from(([127, 0, 0, 1], closed_port()));
+    let peers = Box::new(std::iter::repeat(at));
+    let credentials = vec![Arc::new(Credential::v2c("public").unwrap())];
+    let mut events = snmp.sweep(Sweep { peers, credentials, oids: vec![sys_descr()] });
+    assert!(events.recv().await.is_some());
+    drop(snmp);
+    assert!(events.recv().await.is_some());
+    drop(other);
+    // An endless sweep, and yet its channel closes.
+    while events.recv().await.is_some() {}
+}

@@ -8,7 +8,7 @@
 //! while let Some(event) = events.recv().await { /* Answered, Refused, ..., Done */ }
 //! ```
 //!
-//! `engine` decides, `socket` sends: all but `socket` takes time and datagrams as arguments and asks the kernel
+//! `engine` decides, `socket` sends, `shell` carries between them: all but these two take time and datagrams as arguments and ask the kernel
 //! for nothing, so a test may replay a bad network from a seed.
 //!
 //! Architecture Invariant: this engine can only read; `ber` knows no SetRequest-PDU.
@@ -20,10 +20,12 @@ mod exchange;
 mod message;
 mod pace;
 mod peers;
+mod shell;
 mod socket;
 mod stats;
 mod sweep;
 mod table;
+mod turns;
 mod usm;
 mod value;
 mod wheel;
@@ -43,7 +45,7 @@ use quire_proto::oid::Oid;
 pub use credential::{
     AuthProtocol, BadCredential, Community, Credential, KeyExtension, PrivProtocol, UnknownProtocol, User, V3,
 };
-pub use socket::Snmp;
+pub use shell::Snmp;
 pub use stats::Stats;
 pub use value::{Request, Response, Value, VarBind};
 

@@ -1,308 +1,218 @@
-//! The engine's shell: the only file of this room that touches the network or asks for the time. It decides
-//! nothing; it carries datagrams, deadlines and results between the core, the kernel and those who asked.
+//! The engine's sockets: one for IPv4, one for IPv6, for all peers. The only file of this room that touches the
+//! network; it looks into no datagram and keeps no packet that was sent.
+//!
+//! Packets go out by `sendmmsg`, [`BATCH`] a call: per packet 5.5 us alone, see `examples/sweep_rate.rs`. It is
+//! rustix's, because nix's reads uninitialised addresses when the number of packets sent is counted. ICMP errors
+//! come from the sockets' error queues (IP_RECVERR), where the kernel says whom they are about.
 
-use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, RawFd};
 
+use nix::libc;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt, sockopt,
+};
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
 
-use super::engine::Core;
-use super::stats::Counters;
-use super::{Answer, Credential, Failure, Options, Patience, Request, Stats, Sweep, SweepEvent};
-
-/// Commands that may wait for the engine: it takes them all at every turn, so a turn's worth. Beyond, `ask` waits.
-const COMMANDS: usize = 1024;
-/// Events of a sweep that may wait in its channel; then the core holds `sweep::BACKLOG` more and pulls no address.
-const EVENTS: usize = 1024;
-/// Datagrams to take in, and to send, before the other has its turn.
-const TURN: usize = 64;
-/// How long until a full sweep channel is looked at again.
-const RECHECK: Duration = Duration::from_millis(5);
+/// Packets a system call, and datagrams that one socket may deliver before the others have their turn.
+pub(super) const BATCH: usize = 64;
+/// Times that one packet is tried while the kernel answers with ICMP errors that earlier ones caused.
+const SEND_TRIES: usize = 8;
 /// The largest UDP payload.
 const LARGEST: usize = 65_535;
 
-/// The engine's door: cheap to clone; the engine ends when the last clone is dropped.
-#[derive(Clone, Debug)]
-pub struct Snmp {
-    commands: mpsc::Sender<Command>,
-    counters: Arc<Counters>,
+pub(super) struct Sockets {
+    v4: UdpSocket,
+    v6: Option<UdpSocket>,
+    buffer: Vec<u8>,
 }
 
-enum Command {
-    Ask {
-        peer: SocketAddr,
-        credential: Arc<Credential>,
-        request: Request,
-        patience: Patience,
-        reply: oneshot::Sender<Result<Answer, Failure>>,
-    },
-    Sweep(Sweep, mpsc::Sender<SweepEvent>),
-    Rate(u32),
+/// Packets on their way into the kernel; at most [`BATCH`], their buffers used again and again.
+#[derive(Default)]
+pub(super) struct Batch {
+    packets: Vec<(SocketAddr, Vec<u8>)>,
+    filled: usize,
+    sent: usize,
 }
 
-impl Snmp {
-    /// Opens the sockets, on ports of the kernel's choice, and starts the engine on the present tokio runtime.
-    pub async fn bind(mut options: Options) -> io::Result<Snmp> {
-        while options.seed == 0 {
-            options.seed = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+impl Batch {
+    /// Lets `write` fill the next packet; false when it had none or the batch is full.
+    pub(super) fn add(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<SocketAddr>) -> bool {
+        if self.filled >= BATCH {
+            return false;
         }
-        let v4 = open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), &options)?;
-        // A host without IPv6 still has an engine.
-        let v6 = open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), &options).ok();
-        let (commands, receiver) = mpsc::channel(COMMANDS);
-        let counters = Arc::new(Counters::default());
-        let shell = Shell {
-            core: Core::new(options, counters.clone(), Instant::now()),
-            counters: counters.clone(),
-            v4,
-            v6,
-            commands: receiver,
-            asked: HashMap::new(),
-            tickets: 0,
-            sweeps: Vec::new(),
-            unsent: None,
+        if self.filled == self.packets.len() {
+            self.packets.push((SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), Vec::new()));
+        }
+        let (peer, packet) = &mut self.packets[self.filled];
+        let Some(to) = write(packet) else { return false };
+        *peer = to;
+        self.filled += 1;
+        true
+    }
+
+    /// True when all of it was taken by the kernel or given up.
+    pub(super) fn is_done(&self) -> bool {
+        self.sent == self.filled
+    }
+
+    fn clear(&mut self) {
+        (self.filled, self.sent) = (0, 0);
+    }
+}
+
+impl Sockets {
+    /// Opens both on ports of the kernel's choice; a host without IPv6 has only the one.
+    pub(super) fn open(receive_buffer: usize) -> io::Result<Sockets> {
+        Ok(Sockets {
+            v4: open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), receive_buffer)?,
+            v6: open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), receive_buffer).ok(),
             buffer: vec![0; LARGEST],
+        })
+    }
+
+    fn of(&self, peer: SocketAddr) -> Option<&UdpSocket> {
+        if peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() }
+    }
+
+    /// Hands over what has come; false when there was nothing.
+    pub(super) fn receive(&mut self, mut take: impl FnMut(SocketAddr, &[u8])) -> bool {
+        let mut any = false;
+        for socket in std::iter::once(&self.v4).chain(&self.v6) {
+            for _ in 0..BATCH {
+                match socket.try_recv_from(&mut self.buffer) {
+                    Ok((len, from)) => take(from, &self.buffer[..len]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // An ICMP error, that the error queue tells in full.
+                    Err(_) => {}
+                }
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Hands over whom ICMP errors were about; false when there were none.
+    pub(super) fn receive_errors(&self, mut take: impl FnMut(SocketAddr)) -> bool {
+        let mut any = false;
+        for socket in std::iter::once(&self.v4).chain(&self.v6) {
+            for _ in 0..BATCH {
+                let fd = socket.as_raw_fd();
+                let v4 = std::ptr::eq(socket, &self.v4);
+                let taken =
+                    socket.try_io(Interest::ERROR, || match v4 {
+                        true => take_error::<SockaddrIn>(fd)
+                            .map(|about| about.map(|at| SocketAddr::V4(at.into()))),
+                        false => take_error::<SockaddrIn6>(fd)
+                            .map(|about| about.map(|at| SocketAddr::V6(at.into()))),
+                    });
+                let Ok(about) = taken else { break };
+                any = true;
+                if let Some(peer) = about {
+                    take(peer);
+                }
+            }
+        }
+        any
+    }
+
+    /// Sends the rest of the batch. What cannot be sent is given to `refused`, unless it is only that some queue is
+    /// full; what the kernel has no room for now stays in the batch.
+    pub(super) fn send(&self, batch: &mut Batch, mut refused: impl FnMut(SocketAddr, bool)) {
+        let mut tries = 0;
+        while !batch.is_done() {
+            let rest = &batch.packets[batch.sent..batch.filled];
+            let peer = rest[0].0;
+            let run = rest.iter().take_while(|(other, _)| other.is_ipv4() == peer.is_ipv4()).count();
+            let result = match self.of(peer) {
+                Some(socket) => socket.try_io(Interest::WRITABLE, || send(socket, &rest[..run])),
+                None => Err(io::ErrorKind::AddrNotAvailable.into()),
+            };
+            match result {
+                Ok(sent) => {
+                    batch.sent += sent;
+                    tries = 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_unreachable(error.raw_os_error()) && tries < SEND_TRIES => tries += 1,
+                Err(error) => {
+                    batch.sent += 1;
+                    tries = 0;
+                    refused(peer, error.raw_os_error() == Some(libc::ENOBUFS));
+                }
+            }
+        }
+        batch.clear();
+    }
+
+    /// Waits until something can be read, or an error, or the rest of `batch` can be sent.
+    pub(super) async fn ready(&self, batch: &Batch) {
+        let blocked = batch.packets[..batch.filled].get(batch.sent).map(|(peer, _)| peer.is_ipv4());
+        let v6 = async {
+            match &self.v6 {
+                Some(socket) => drop(socket.ready(interest(blocked == Some(false))).await),
+                None => std::future::pending().await,
+            }
         };
-        tokio::spawn(shell.run());
-        Ok(Snmp { commands, counters })
-    }
-
-    /// Asks one peer one thing.
-    pub async fn ask(
-        &self,
-        peer: SocketAddr,
-        credential: &Arc<Credential>,
-        request: Request,
-        patience: Patience,
-    ) -> Result<Answer, Failure> {
-        let (reply, result) = oneshot::channel();
-        let command = Command::Ask { peer, credential: credential.clone(), request, patience, reply };
-        self.commands.send(command).await.map_err(|_| Failure::Closed)?;
-        result.await.map_err(|_| Failure::Closed)?
-    }
-
-    /// Asks very many addresses the same. Dropping the receiver ends the sweep; not reading it holds it up.
-    pub fn sweep(&self, sweep: Sweep) -> mpsc::Receiver<SweepEvent> {
-        let (events, receiver) = mpsc::channel(EVENTS);
-        self.command(Command::Sweep(sweep, events));
-        receiver
-    }
-
-    /// Changes the ceiling of packets a second; 0 is none.
-    pub fn set_rate(&self, pps: u32) {
-        self.command(Command::Rate(pps));
-    }
-
-    /// What was counted so far.
-    pub fn stats(&self) -> Stats {
-        self.counters.read()
-    }
-
-    /// Hands over a command without waiting; behind a full queue it waits in a task of its own.
-    fn command(&self, command: Command) {
-        if let Err(mpsc::error::TrySendError::Full(command)) = self.commands.try_send(command) {
-            let commands = self.commands.clone();
-            tokio::spawn(async move {
-                let _ = commands.send(command).await;
-            });
+        tokio::select! {
+            _ = self.v4.ready(interest(blocked == Some(true))) => {}
+            () = v6 => {}
         }
     }
 }
 
-fn open(address: SocketAddr, options: &Options) -> io::Result<UdpSocket> {
+fn open(address: SocketAddr, receive_buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
     }
     // The kernel gives what it may; a smaller buffer loses answers to a fast sweep, nothing else.
-    let _ = socket.set_recv_buffer_size(options.receive_buffer);
+    let _ = socket.set_recv_buffer_size(receive_buffer);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
 }
 
-struct Shell {
-    core: Core,
-    counters: Arc<Counters>,
-    v4: UdpSocket,
-    v6: Option<UdpSocket>,
-    commands: mpsc::Receiver<Command>,
-    /// Who waits for which ticket: as many as the core has slots for requests.
-    asked: HashMap<u64, oneshot::Sender<Result<Answer, Failure>>>,
-    tickets: u64,
-    sweeps: Vec<(u32, mpsc::Sender<SweepEvent>)>,
-    /// A packet that the kernel had no room for yet.
-    unsent: Option<(SocketAddr, Vec<u8>)>,
-    buffer: Vec<u8>,
+/// What to wake for.
+fn interest(blocked: bool) -> Interest {
+    let hear = Interest::READABLE | Interest::ERROR;
+    if blocked { hear | Interest::WRITABLE } else { hear }
 }
 
-impl Shell {
-    async fn run(mut self) {
-        loop {
-            loop {
-                match self.commands.try_recv() {
-                    Ok(command) => self.take(command),
-                    Err(mpsc::error::TryRecvError::Empty) => break,
-                    Err(mpsc::error::TryRecvError::Disconnected) => return,
-                }
-            }
-            let mut busy = self.receive();
-            self.core.handle_timeout(Instant::now());
-            busy |= self.transmit();
-            let held_up = self.deliver();
-            if busy {
-                tokio::task::yield_now().await;
-                continue;
-            }
-            let mut wake = self.core.poll_timeout();
-            if held_up {
-                let recheck = Instant::now() + RECHECK;
-                wake = Some(wake.map_or(recheck, |at| at.min(recheck)));
-            }
-            if self.unsent.is_some() {
-                // Only the socket can help now, not the ceiling's clock.
-                wake = None;
-            }
-            if let Some(command) = self.wait(wake).await {
-                match command {
-                    Some(command) => self.take(command),
-                    None => return,
-                }
-            }
-        }
-    }
+/// Sends packets of one address family; gives how many the kernel took. An error is about the first of them, or an
+/// ICMP error about an earlier packet, that the kernel reports on whichever call comes next.
+fn send(socket: &UdpSocket, packets: &[(SocketAddr, Vec<u8>)]) -> io::Result<usize> {
+    let peers: Vec<_> = packets.iter().map(|(peer, _)| SocketAddrAny::from(*peer)).collect();
+    let slices: Vec<_> = packets.iter().map(|(_, packet)| [IoSlice::new(packet)]).collect();
+    let mut controls: Vec<_> = packets.iter().map(|_| SendAncillaryBuffer::default()).collect();
+    let mut headers: Vec<_> = (peers.iter().zip(&slices).zip(&mut controls))
+        .map(|((peer, slice), control)| MMsgHdr::new_with_addr(peer, slice, control))
+        .collect();
+    Ok(sendmmsg(socket, &mut headers, SendFlags::empty())?)
+}
 
-    /// Waits until there is something to do; gives a command if that is what came, `Some(None)` at the end.
-    async fn wait(&mut self, wake: Option<Instant>) -> Option<Option<Command>> {
-        let blocked = self.unsent.as_ref().map(|(peer, _)| peer.is_ipv6());
-        let v6 = async {
-            match &self.v6 {
-                Some(socket) if blocked == Some(true) => {
-                    let _ = socket.ready(tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE).await;
-                }
-                Some(socket) => {
-                    let _ = socket.readable().await;
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let v4 = async {
-            if blocked == Some(false) {
-                let _ = self.v4.ready(tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE).await;
-            } else {
-                let _ = self.v4.readable().await;
-            }
-        };
-        let sleep = async {
-            match wake {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            command = self.commands.recv() => Some(command),
-            () = v4 => None,
-            () = v6 => None,
-            () = sleep => None,
-        }
-    }
+fn is_unreachable(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH))
+}
 
-    fn take(&mut self, command: Command) {
-        match command {
-            Command::Ask { peer, credential, request, patience, reply } => {
-                self.tickets += 1;
-                self.asked.insert(self.tickets, reply);
-                self.core.ask(self.tickets, peer, credential, &request, patience);
-            }
-            Command::Sweep(sweep, events) => {
-                let id = self.core.sweep(sweep);
-                self.sweeps.push((id, events));
-            }
-            Command::Rate(rate) => self.core.set_rate(rate),
+/// Takes one ICMP error from the socket's error queue: whom it is about, where it says that nobody is there.
+fn take_error<S: SockaddrLike + Copy>(fd: RawFd) -> io::Result<Option<S>> {
+    let mut quoted = [0; 64];
+    let mut buffers = [IoSliceMut::new(&mut quoted)];
+    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let message = recvmsg::<S>(fd, &mut buffers, Some(&mut control), MsgFlags::MSG_ERRQUEUE)?;
+    let unreachable = message.cmsgs()?.any(|control| match control {
+        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+            is_unreachable(i32::try_from(error.ee_errno).ok())
         }
-    }
-
-    fn receive(&mut self) -> bool {
-        let mut any = false;
-        for socket in std::iter::once(&self.v4).chain(&self.v6) {
-            for _ in 0..TURN {
-                match socket.try_recv_from(&mut self.buffer) {
-                    Ok((len, from)) => {
-                        any = true;
-                        self.core.handle_datagram(from, &self.buffer[..len], Instant::now());
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error about someone; the next call goes on.
-                    Err(_) => self.counters.unreachable.add(1),
-                }
-            }
-        }
-        any
-    }
-
-    fn transmit(&mut self) -> bool {
-        let mut any = false;
-        let (mut packet, mut next) = match self.unsent.take() {
-            Some((peer, packet)) => (packet, Some(peer)),
-            None => (Vec::new(), None),
-        };
-        for _ in 0..TURN {
-            let Some(peer) = next.take().or_else(|| self.core.poll_transmit(Instant::now(), &mut packet))
-            else {
-                break;
-            };
-            any = true;
-            let socket = if peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-            match socket.map(|socket| socket.try_send_to(&packet, peer)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.unsent = Some((peer, packet));
-                    return false;
-                }
-                Some(Err(_)) | None => {
-                    self.counters.send_errors.add(1);
-                    self.core.handle_unreachable(peer, Instant::now());
-                }
-            }
-        }
-        any
-    }
-
-    /// Hands out results; true when a sweep's channel is full.
-    fn deliver(&mut self) -> bool {
-        while let Some((ticket, result)) = self.core.poll_event() {
-            if let Some(reply) = self.asked.remove(&ticket) {
-                // Whoever asked may have gone.
-                let _ = reply.send(result);
-            }
-        }
-        let core = &mut self.core;
-        let mut held_up = false;
-        self.sweeps.retain(|(id, events)| {
-            if events.is_closed() {
-                core.end_sweep(*id);
-                return false;
-            }
-            while core.has_sweep_event(*id) {
-                let Ok(permit) = events.try_reserve() else {
-                    held_up = true;
-                    return true;
-                };
-                if let Some(event) = core.poll_sweep_event(*id) {
-                    let last = matches!(event, SweepEvent::Done(_));
-                    permit.send(event);
-                    if last {
-                        return false;
-                    }
-                }
-            }
-            true
-        });
-        held_up
-    }
+        _ => false,
+    });
+    Ok(message.address.filter(|_| unreachable))
 }

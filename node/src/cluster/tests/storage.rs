@@ -1,5 +1,7 @@
 //! openraft's own suite against our log and state machine.
 
+use std::sync::{Arc, Mutex};
+
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
@@ -9,35 +11,26 @@ use crate::cluster::raft::{Log, Types};
 use crate::cluster::store::Store;
 use crate::cluster::writer::{Joiner, Writer};
 
-struct Builder;
+/// Remembers every store's threads, so that none outlives the test.
+#[derive(Clone, Default)]
+struct Builder(Arc<Mutex<Vec<Joiner>>>);
 
-/// Ends the threads before the directory goes.
-struct Guard {
-    joiner: Option<Joiner>,
-    _dir: TempDir,
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // The suite drops log and machine before or after the guard, so joining happens elsewhere.
-        if let Some(joiner) = self.joiner.take() {
-            std::thread::spawn(move || joiner.join());
-        }
-    }
-}
-
-impl StoreBuilder<Types, Log, Machine, Guard> for Builder {
-    async fn build(&self) -> Result<(Guard, Log, Machine), StorageError<Types>> {
+impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<Types>> {
         let dir = TempDir::new().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let writer = Writer::start(&store).unwrap();
-        let guard = Guard { joiner: Some(writer.joiner()), _dir: dir };
+        self.0.lock().unwrap().push(writer.joiner());
         let machine = Machine::open(store.clone()).unwrap();
-        Ok((guard, Log::new(store, writer), machine))
+        Ok((dir, Log::new(store, writer), machine))
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openrafts_own_suite_passes() {
-    Suite::<Types, Log, Machine, Builder, Guard>::test_all(Builder).await.unwrap();
+    let builder = Builder::default();
+    Suite::<Types, Log, Machine, Builder, TempDir>::test_all(builder.clone()).await.unwrap();
+    let joiners = std::mem::take(&mut *builder.0.lock().unwrap());
+    assert!(joiners.len() > 10);
+    tokio::task::spawn_blocking(|| joiners.into_iter().for_each(Joiner::join)).await.unwrap();
 }

@@ -1,0 +1,247 @@
+//! The engine's shell: a task that carries datagrams, deadlines and results between the core, the sockets and those
+//! who asked. It decides nothing, and is the only file of this room that asks for the time.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::engine::Core;
+use super::socket::{Batch, Sockets};
+use super::stats::Counters;
+use super::{Answer, Credential, Failure, Options, Patience, Request, Stats, Sweep, SweepEvent};
+
+/// Commands that may wait for the engine: it takes them all at every turn, so a turn's worth. Beyond, `ask` waits.
+const COMMANDS: usize = 1024;
+/// Events of a sweep that may wait in its channel; then the core holds `sweep::BACKLOG` more and pulls no address.
+const EVENTS: usize = 1024;
+/// How long until a full sweep channel is looked at again.
+const RECHECK: Duration = Duration::from_millis(5);
+
+/// The engine's door: cheap to clone; the engine ends when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Snmp {
+    commands: mpsc::Sender<Command>,
+    counters: Arc<Counters>,
+}
+
+enum Command {
+    Ask {
+        peer: SocketAddr,
+        credential: Arc<Credential>,
+        request: Request,
+        patience: Patience,
+        reply: oneshot::Sender<Result<Answer, Failure>>,
+    },
+    Sweep(Sweep, mpsc::Sender<SweepEvent>),
+    Rate(u32),
+}
+
+impl Snmp {
+    /// Opens the sockets, on ports of the kernel's choice, and starts the engine on the present tokio runtime.
+    pub async fn bind(mut options: Options) -> io::Result<Snmp> {
+        while options.seed == 0 {
+            options.seed = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        let sockets = Sockets::open(options.receive_buffer)?;
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let counters = Arc::new(Counters::default());
+        let shell = Shell {
+            core: Core::new(options, counters.clone(), Instant::now()),
+            counters: counters.clone(),
+            sockets,
+            commands: receiver,
+            asked: HashMap::new(),
+            tickets: 0,
+            sweeps: Vec::new(),
+            batch: Batch::default(),
+        };
+        tokio::spawn(shell.run());
+        Ok(Snmp { commands, counters })
+    }
+
+    /// Asks one peer one thing.
+    pub async fn ask(
+        &self,
+        peer: SocketAddr,
+        credential: &Arc<Credential>,
+        request: Request,
+        patience: Patience,
+    ) -> Result<Answer, Failure> {
+        let (reply, result) = oneshot::channel();
+        let command = Command::Ask { peer, credential: credential.clone(), request, patience, reply };
+        self.commands.send(command).await.map_err(|_| Failure::Closed)?;
+        result.await.map_err(|_| Failure::Closed)?
+    }
+
+    /// Asks very many addresses the same. Dropping the receiver ends the sweep; not reading it holds it up.
+    pub fn sweep(&self, sweep: Sweep) -> mpsc::Receiver<SweepEvent> {
+        let (events, receiver) = mpsc::channel(EVENTS);
+        self.command(Command::Sweep(sweep, events));
+        receiver
+    }
+
+    /// Changes the ceiling of packets a second; 0 is none.
+    pub fn set_rate(&self, pps: u32) {
+        self.command(Command::Rate(pps));
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> Stats {
+        self.counters.read()
+    }
+
+    /// Hands over a command without waiting; behind a full queue it waits in a task of its own.
+    fn command(&self, command: Command) {
+        if let Err(mpsc::error::TrySendError::Full(command)) = self.commands.try_send(command) {
+            let commands = self.commands.clone();
+            tokio::spawn(async move {
+                let _ = commands.send(command).await;
+            });
+        }
+    }
+}
+
+struct Shell {
+    core: Core,
+    counters: Arc<Counters>,
+    sockets: Sockets,
+    commands: mpsc::Receiver<Command>,
+    /// Who waits for which ticket: as many as the core has slots for requests.
+    asked: HashMap<u64, oneshot::Sender<Result<Answer, Failure>>>,
+    tickets: u64,
+    sweeps: Vec<(u32, mpsc::Sender<SweepEvent>)>,
+    /// Packets that the core has given and the kernel not taken yet.
+    batch: Batch,
+}
+
+impl Shell {
+    async fn run(mut self) {
+        loop {
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => self.take(command),
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                }
+            }
+            let mut busy = self.receive();
+            self.core.handle_timeout(Instant::now());
+            busy |= self.transmit();
+            let held_up = self.deliver();
+            if busy {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let mut wake = self.core.poll_timeout();
+            if held_up {
+                let recheck = Instant::now() + RECHECK;
+                wake = Some(wake.map_or(recheck, |at| at.min(recheck)));
+            }
+            if !self.batch.is_done() {
+                // Only the socket can help now, not the ceiling's clock.
+                wake = None;
+            }
+            if let Some(command) = self.wait(wake).await {
+                match command {
+                    Some(command) => self.take(command),
+                    None => return,
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to do; gives a command if that is what came, `Some(None)` at the end.
+    async fn wait(&mut self, wake: Option<Instant>) -> Option<Option<Command>> {
+        let sleep = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            command = self.commands.recv() => Some(command),
+            () = self.sockets.ready(&self.batch) => None,
+            () = sleep => None,
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Ask { peer, credential, request, patience, reply } => {
+                self.tickets += 1;
+                self.asked.insert(self.tickets, reply);
+                self.core.ask(self.tickets, peer, credential, &request, patience);
+            }
+            Command::Sweep(sweep, events) => {
+                let id = self.core.sweep(sweep);
+                self.sweeps.push((id, events));
+            }
+            Command::Rate(rate) => self.core.set_rate(rate),
+        }
+    }
+
+    fn receive(&mut self) -> bool {
+        let core = &mut self.core;
+        let now = Instant::now();
+        let errors = self.sockets.receive_errors(|peer| core.handle_unreachable(peer, now));
+        let datagrams = self.sockets.receive(|from, datagram| core.handle_datagram(from, datagram, now));
+        errors | datagrams
+    }
+
+    /// Sends a batch; true when it was sent and there may be more.
+    fn transmit(&mut self) -> bool {
+        let now = Instant::now();
+        if self.batch.is_done() {
+            while self.batch.add(|packet| self.core.poll_transmit(now, packet)) {}
+            if self.batch.is_done() {
+                return false;
+            }
+        }
+        let (core, counters) = (&mut self.core, &self.counters);
+        self.sockets.send(&mut self.batch, |peer, full| {
+            counters.send_errors.add(1);
+            // Full queues pass, and the retry comes in its time; what has no route has none later either.
+            if !full {
+                core.handle_unreachable(peer, now);
+            }
+        });
+        self.batch.is_done()
+    }
+
+    /// Hands out results; true when a sweep's channel is full.
+    fn deliver(&mut self) -> bool {
+        while let Some((ticket, result)) = self.core.poll_event() {
+            if let Some(reply) = self.asked.remove(&ticket) {
+                // Whoever asked may have gone.
+                let _ = reply.send(result);
+            }
+        }
+        let core = &mut self.core;
+        let mut held_up = false;
+        self.sweeps.retain(|(id, events)| {
+            if events.is_closed() {
+                core.end_sweep(*id);
+                return false;
+            }
+            while core.has_sweep_event(*id) {
+                let Ok(permit) = events.try_reserve() else {
+                    held_up = true;
+                    return true;
+                };
+                if let Some(event) = core.poll_sweep_event(*id) {
+                    let last = matches!(event, SweepEvent::Done(_));
+                    permit.send(event);
+                    if last {
+                        return false;
+                    }
+                }
+            }
+            true
+        });
+        held_up
+    }
+}
