@@ -1,1 +1,5 @@
-fn main() {}
+//! `quire-admin`: see [`quire_admin::cli`].
+
+fn main() -> std::process::ExitCode {
+    quire_admin::cli::main()
+}

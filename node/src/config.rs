@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Everything that `quire node` was told.
-pub struct NodeOptions {
+pub(crate) struct NodeOptions {
     /// Where the node keeps everything.
     pub data_dir: PathBuf,
     /// Its name; `None` keeps what it was, at first the host's name.

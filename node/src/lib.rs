@@ -1,7 +1,130 @@
-//! Acts: SNMP, web, scripts, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
+//! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
+//!
+//! Floors, lowest first: `clock tls telemetry` < `snmp cluster` < `device` < `collector leader upstream
+//! discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
 
-pub mod clock;
+pub mod cli;
+mod clock;
 pub mod cluster;
+mod collector;
+mod config;
+mod console;
 pub mod device;
+mod discovery;
+mod leader;
 pub mod snmp;
+mod telemetry;
 pub mod tls;
+mod upstream;
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use quire_proto::store::Link;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use cluster::{Cluster, Start};
+use collector::{Collector, Reachability, Reporter};
+use config::NodeOptions;
+use console::Site;
+use leader::Leader;
+use snmp::Snmp;
+use upstream::{Enrollment, Upstream};
+
+/// Runs a node until it is told to stop; every long-lived task is spawned here, by name.
+///
+/// # Errors
+/// When it cannot start, or a task ends that should not.
+pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
+    let console_address = options.console;
+    let data_dir = options.data_dir.clone();
+    let witness = options.witness;
+    let cluster = open(options).await?;
+    let console_address = config::console(&data_dir, console_address)?;
+    let me = cluster.me();
+    tracing::info!(node = %me.name, id = %me.id, cluster = %me.cluster_name, "started");
+    let snmp = Snmp::bind(snmp::Options::default()).await.context("open the SNMP sockets")?;
+    let stop = CancellationToken::new();
+    let (held, claim) = watch::channel(None);
+    let (tell_link, link) = watch::channel(Link::default());
+    let (reporter, proposer) = Reporter::new(cluster.clone());
+    let site = Arc::new(Site {
+        cluster: cluster.clone(),
+        snmp: snmp.clone(),
+        metrics: PrometheusBuilder::new().install_recorder().context("start the metrics")?,
+        enroller: Arc::new(Enrollment(cluster.clone())),
+        open: console_address.ip().is_loopback(),
+        stop: stop.clone(),
+    });
+    let leader = Leader::new(cluster.clone(), held, link);
+    let upstream = Upstream::new(cluster.clone(), claim, tell_link);
+
+    let mut tasks = Tasks::default();
+    tasks.spawn("leader", leader.run(stop.clone()));
+    tasks.spawn("upstream", upstream.run(stop.clone()));
+    tasks.spawn("proposer", proposer.run(stop.clone()));
+    tasks.spawn("console", console::serve(Arc::clone(&site), console_address));
+    tasks.spawn("control", console::serve_control(site, data_dir));
+    if !witness {
+        tasks.spawn("collector", Collector::new(cluster.clone(), snmp, reporter).run(stop.clone()));
+        tasks.spawn("reachability", Reachability::new(cluster.clone()).run(stop.clone()));
+    }
+    let ended = tasks.until_told(&stop).await;
+    cluster.shutdown().await;
+    ended
+}
+
+async fn open(options: NodeOptions) -> anyhow::Result<Cluster> {
+    let start = Start {
+        data_dir: options.data_dir,
+        name: options.name,
+        zone: options.zone,
+        listen: options.listen,
+        advertise: options.advertise,
+        witness: options.witness,
+    };
+    match (options.init, options.join) {
+        (Some(name), _) => Ok(Cluster::init(start, &name).await?),
+        (None, Some((seed, token))) => Ok(Cluster::join(start, &seed, &token).await?),
+        (None, None) => Ok(Cluster::open(start).await?),
+    }
+}
+
+/// The long-lived tasks; the end of any of them is the end of all.
+#[derive(Default)]
+struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.0.spawn(async move { (name, task.await) });
+    }
+
+    /// Waits for a signal or the first task that ends, then stops the others.
+    async fn until_told(mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let first = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            ended = self.0.join_next() => ended,
+        };
+        stop.cancel();
+        let drained = tokio::time::timeout(STOPPING, async { while self.0.join_next().await.is_some() {} });
+        if drained.await.is_err() {
+            tracing::warn!("some tasks did not stop in time");
+        }
+        match first {
+            None => Ok(()),
+            Some(Ok((name, Ok(())))) => Err(anyhow!("the {name} task ended")),
+            Some(Ok((name, Err(error)))) => Err(error.context(format!("the {name} task failed"))),
+            Some(Err(error)) => Err(anyhow!(error).context("a task panicked")),
+        }
+    }
+}
+
+/// How long tasks may take to stop.
+const STOPPING: std::time::Duration = std::time::Duration::from_secs(5);

@@ -1,1 +1,14 @@
+//! Proves: the printer simulator, the cluster harness, foreign peers and what scenarios share.
+//!
+//! Nothing in this crate is part of the product. The simulator ([`printer`], [`fleet`]) speaks its own BER
+//! ([`ber`]) so that the node is tested against an independent peer.
 
+pub mod ber;
+pub mod cluster;
+pub mod counts;
+pub mod fleet;
+pub mod mib;
+pub mod models;
+pub mod printer;
+pub mod process;
+pub mod world;

@@ -291,7 +291,8 @@ pub(crate) fn with_environment(command: clap::Command) -> clap::Command {
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a time: expected 500ms, 2s, 5m, 24h or 7d"))?;
+    let number: u64 =
+        number.parse().map_err(|_| format!("`{text}` is not a time: expected 500ms, 2s, 5m, 24h or 7d"))?;
     let millis = match unit {
         "ms" => 1,
         "s" | "" => 1_000,

@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit status 0 done, 1 failed, 2 wrong usage.
 
 pub(crate) mod args;
+mod discover;
 mod output;
 mod remote;
 mod secret;
@@ -55,7 +56,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { data_dir, format, command, .. } = arguments;
     match command {
-        Command::Discover(discover) => crate::discovery::run(discover, format).await,
+        Command::Discover(discover) => discover::run(*discover, format).await,
         Command::Node(node) => crate::run(args::start(data_dir, *node)?).await,
         remote => {
             let data_dir = data_dir.ok_or_else(|| args::Usage("--data-dir is missing".to_owned()))?;

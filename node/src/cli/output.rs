@@ -3,7 +3,8 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::presets;
+use comfy_table::{ContentArrangement, Table};
 use serde_json::Value;
 
 /// How listings are printed.
@@ -53,15 +54,14 @@ fn csv(columns: &[Column], rows: &[Value]) -> io::Result<()> {
 
 fn table(columns: &[Column], rows: &[Value]) -> io::Result<()> {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(columns.iter().map(|(heading, _)| *heading));
+    table.load_style(presets::NOTHING).set_header(columns.iter().map(|(heading, _)| *heading));
     if io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
     for row in rows {
         table.add_row(columns.iter().map(|(_, path)| cell(row, path)));
     }
-    let text = table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n");
-    writeln!(io::stdout().lock(), "{text}")
+    writeln!(io::stdout().lock(), "{}", table.trim_fmt())
 }
 
 /// The text of the value at `path`, whose steps are joined by dots; empty where it is not known.
@@ -70,9 +70,11 @@ fn cell(row: &Value, path: &str) -> String {
     match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => printable(text),
-        Some(Value::Array(items)) => {
-            items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), printable)).collect::<Vec<_>>().join(" ")
-        }
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| item.as_str().map_or_else(|| item.to_string(), printable))
+            .collect::<Vec<_>>()
+            .join(" "),
         Some(other) => other.to_string(),
     }
 }
@@ -118,7 +120,8 @@ mod tests {
 
     #[test]
     fn cells_follow_paths_and_leave_the_unknown_empty() {
-        let row = serde_json::json!({"counters": {"total": 7}, "via": ["snmpv2c", "http"], "name": "a\u{1b}[2J"});
+        let row =
+            serde_json::json!({"counters": {"total": 7}, "via": ["snmpv2c", "http"], "name": "a\u{1b}[2J"});
         assert_eq!(cell(&row, "counters.total"), "7");
         assert_eq!(cell(&row, "counters.mono"), "");
         assert_eq!(cell(&row, "via"), "snmpv2c http");

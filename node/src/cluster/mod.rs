@@ -22,6 +22,7 @@ mod place;
 mod propose;
 mod raft;
 mod server;
+mod settings;
 mod snapshot;
 mod spool;
 mod standing;
@@ -48,6 +49,7 @@ use tokio::sync::watch;
 
 pub use keys::{KeyError, Keys};
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
+pub use settings::SettingsError;
 pub use spool::{SPOOL_LIMIT, Spool, SpoolError};
 pub use standing::{Role, Standing};
 pub use store::View;
@@ -66,7 +68,7 @@ pub struct Start {
     pub name: Option<String>,
     /// Default: `default`.
     pub zone: Option<String>,
-    /// Where other nodes are listened for. Default: all addresses, port 7400.
+    /// Where other nodes are listened for. Default: all addresses, port 7440.
     pub listen: Option<SocketAddr>,
     /// `host:port` that other nodes dial. Default: what is listened on.
     pub advertise: Option<String>,
@@ -201,6 +203,7 @@ pub enum ChangeError {
 #[derive(Clone)]
 pub struct Cluster {
     inner: Arc<start::Running>,
+    settings: Arc<settings::Latest>,
 }
 
 impl fmt::Debug for Cluster {
@@ -236,7 +239,7 @@ impl Cluster {
     }
 
     fn of(running: start::Running) -> Cluster {
-        Cluster { inner: Arc::new(running) }
+        Cluster { inner: Arc::new(running), settings: Arc::default() }
     }
 
     /// Who this node is.
@@ -269,6 +272,19 @@ impl Cluster {
     /// When `patience` ends without it, or the rules refuse it.
     pub async fn propose(&self, kind: command::Kind, patience: Duration) -> Result<Outcome, ProposeError> {
         self.proposer().propose(kind, patience).await
+    }
+
+    /// As [`Cluster::propose`], but only if this node leads: for what another leader must not be talked
+    /// into, such as this node's own claim.
+    ///
+    /// # Errors
+    /// As [`Cluster::propose`]; [`ProposeError::NoQuorum`] too where this node does not lead.
+    pub async fn propose_here(
+        &self,
+        kind: command::Kind,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        self.proposer().propose_here(kind, patience).await
     }
 
     /// The tables of this node at this moment.

@@ -8,7 +8,7 @@ use super::membership::{check_address, check_name};
 use super::{OpenError, Start};
 
 /// Where nodes listen unless told otherwise.
-const PORT: u16 = 7400;
+const PORT: u16 = 7440;
 
 /// The addresses of a start: where to listen, and what others dial.
 pub(crate) struct Place {

@@ -62,6 +62,22 @@ impl fmt::Debug for Proposer {
     }
 }
 
+fn encode(kind: command::Kind) -> Result<Bytes, ProposeError> {
+    let command = Command { at_ms: clock::now().0, kind: Some(kind) };
+    let command = Bytes::from(command.encode_to_vec());
+    match command.len() {
+        length if length > PROPOSAL_OCTETS => Err(ProposeError::TooLong(length)),
+        _ => Ok(command),
+    }
+}
+
+fn accepted(outcome: Outcome) -> Result<Outcome, ProposeError> {
+    match outcome.result {
+        Some(outcome::Result::Rejected(why)) => Err(ProposeError::Rejected(why)),
+        _ => Ok(outcome),
+    }
+}
+
 enum Try {
     Done(Outcome),
     /// Another node leads, or nobody knows who.
@@ -76,11 +92,7 @@ impl Proposer {
         kind: command::Kind,
         patience: Duration,
     ) -> Result<Outcome, ProposeError> {
-        let command = Command { at_ms: clock::now().0, kind: Some(kind) };
-        let command = Bytes::from(command.encode_to_vec());
-        if command.len() > PROPOSAL_OCTETS {
-            return Err(ProposeError::TooLong(command.len()));
-        }
+        let command = encode(kind)?;
         let mut sent = false;
         let tried =
             tokio::time::timeout_at(Instant::now() + patience, self.until_done(&command, &mut sent)).await;
@@ -89,9 +101,22 @@ impl Proposer {
             Err(_) if sent => return Err(ProposeError::Timeout),
             Err(_) => return Err(ProposeError::NoQuorum),
         };
-        match outcome.result {
-            Some(outcome::Result::Rejected(why)) => Err(ProposeError::Rejected(why)),
-            _ => Ok(outcome),
+        accepted(outcome)
+    }
+
+    /// As [`Proposer::propose`], but only if this node leads, and once: for what another leader must
+    /// not be talked into.
+    pub(crate) async fn propose_here(
+        &self,
+        kind: command::Kind,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let command = encode(kind)?;
+        match tokio::time::timeout(patience, self.here(&command)).await {
+            Ok(Ok(Try::Done(outcome))) => accepted(outcome),
+            Ok(Ok(Try::Elsewhere(_))) => Err(ProposeError::NoQuorum),
+            Ok(Ok(Try::Unknown)) | Err(_) => Err(ProposeError::Timeout),
+            Ok(Err(error)) => Err(error),
         }
     }
 

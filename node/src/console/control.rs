@@ -15,12 +15,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::future::BoxFuture;
 use quire_coordinator::rows;
-use quire_coordinator::settings::{self, Settings};
+use quire_coordinator::settings;
 use quire_proto::id::NodeId;
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Ask, CreateApiToken, Member, PutSettings, RemoveMember, UpdateMember};
+use quire_proto::store::{Ask, CreateApiToken, Member, RemoveMember, UpdateMember};
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -134,29 +134,16 @@ async fn create_api_token(State(site): State<Arc<Site>>, Json(options): Json<Api
 
 async fn show_settings(State(site): State<Arc<Site>>) -> Result<String, Trouble> {
     let meta = rows::meta(&site.cluster.view())?;
-    settings::redact(&meta.settings_toml).map_err(|error| bad(error.to_string()))
+    Ok(settings::redact(&meta.settings_toml))
 }
 
-async fn validate_settings(body: String) -> Done {
-    let settings = Settings::parse(&body).map_err(|error| bad(error.to_string()))?;
-    let changes = Settings::default().changes(&settings);
+async fn validate_settings(State(site): State<Arc<Site>>, body: String) -> Done {
+    let (_, changes) = site.cluster.seal_settings(&body, BY).map_err(|error| bad(error.to_string()))?;
     Ok(Json(json!({ "changes": changes })))
 }
 
 async fn apply_settings(State(site): State<Arc<Site>>, body: String) -> Done {
-    let new = Settings::parse(&body).map_err(|error| bad(error.to_string()))?;
-    let keys = site.cluster.keys();
-    let sealed = settings::seal_secrets(&body, &mut |path, clear| keys.seal_text(clear, path))
-        .map_err(|error| bad(error.to_string()))?;
-    let meta = rows::meta(&site.cluster.view())?;
-    let old = Settings::parse(&settings::open_secrets(&meta.settings_toml, &mut |path, sealed| {
-        keys.open_text(sealed, path)
-    })
-    .map_err(|error| bad(error.to_string()))?)
-    .unwrap_or_default();
-    let changes = old.changes(&new);
-    let hide = new.discovery.hide.iter().map(ToString::to_string).collect();
-    let command = PutSettings { toml: sealed, by: BY.to_owned(), hide };
+    let (command, changes) = site.cluster.seal_settings(&body, BY).map_err(|error| bad(error.to_string()))?;
     site.cluster.propose(Kind::PutSettings(command), PATIENCE).await?;
     Ok(Json(json!({ "changes": changes })))
 }
@@ -177,7 +164,7 @@ async fn member_verb(State(site): State<Arc<Site>>, Path((name, verb)): Path<(St
             site.cluster.propose(Kind::RemoveMember(command), PATIENCE).await?;
         }
         "lead" => {
-            site.cluster.transfer_leader(id).await.map_err(|error| bad(format!("{error:#}")))?;
+            site.cluster.transfer_leader(id).await.map_err(|error| bad(error.to_string()))?;
         }
         other => return Err(bad(format!("`{other}` cannot be done to a node"))),
     }

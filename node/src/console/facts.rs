@@ -1,6 +1,7 @@
 //! The contract's JSON, from the replicated tables: what the API, the pages and the command line show.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 use quire_coordinator::rows;
 use quire_coordinator::tables::{Fault, Read, ReadExt as _, Table};
@@ -11,7 +12,7 @@ use quire_proto::store::{AuditRow, DeviceRow, Heard, Member, Meta, ReadingRow, U
 use serde_json::{Map, Value, json};
 
 use crate::cluster::{Cluster, Role, Standing};
-use crate::device::{DeviceFrame, device_json};
+use crate::device::{Place, device_json};
 
 /// Misses in a row before a device counts as offline; one miss never does.
 const OFFLINE_AFTER: u32 = 2;
@@ -62,8 +63,7 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "term", json!(standing.term));
     put(&mut object, "applied", json!(standing.applied));
     put(&mut object, "quorum", json!(standing.quorum));
-    let members: Vec<Value> =
-        members.iter().map(|m| member(cluster, m, &meta, &standing, &units)).collect();
+    let members: Vec<Value> = members.iter().map(|m| member(cluster, m, &meta, &standing, &units)).collect();
     put(&mut object, "members", json!(members));
     put(&mut object, "units", json!(units.len()));
     let unassigned = units.iter().filter(|unit| unit.node == 0).count();
@@ -102,13 +102,7 @@ fn upstream(meta: &Meta, names: &Names) -> Value {
     Value::Object(object)
 }
 
-fn member(
-    cluster: &Cluster,
-    member: &Member,
-    meta: &Meta,
-    standing: &Standing,
-    units: &[UnitRow],
-) -> Value {
+fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, units: &[UnitRow]) -> Value {
     let id = NodeId(member.id);
     let heard: Option<&Heard> = meta.heard.iter().find(|heard| heard.node == member.id);
     let me = cluster.me().id == id;
@@ -189,20 +183,26 @@ fn device(row: &DeviceRow, names: &Names) -> Value {
     if row.misses >= OFFLINE_AFTER {
         reading.status = Some(Status::Offline);
     }
-    device_json(
-        &DeviceFrame {
-            id: &row.id,
-            address: &row.address,
-            addresses: &row.addresses,
-            zone: Some(&row.zone),
-            node: names.get(&row.node).map(String::as_str),
-            hops: row.hops,
-            first_seen: Millis(row.first_seen_ms),
-            last_seen: Millis(row.last_seen_ms),
-            metered_at: (row.metered_at_ms > 0).then_some(Millis(row.metered_at_ms)),
-        },
-        &reading,
-    )
+    let first_seen = Millis(row.first_seen_ms).rfc3339();
+    let last_seen = Millis(row.last_seen_ms).rfc3339();
+    let metered_at = (row.metered_at_ms > 0).then(|| Millis(row.metered_at_ms).rfc3339());
+    let addresses: Vec<IpAddr> = row.addresses.iter().filter_map(|address| ip(address)).collect();
+    let place = Place {
+        id: Some(&row.id),
+        address: ip(&row.address),
+        addresses: &addresses,
+        zone: Some(&row.zone),
+        node: names.get(&row.node).map(String::as_str),
+        hops: row.hops.and_then(|hops| u8::try_from(hops).ok()),
+        first_seen: Some(&first_seen),
+        last_seen: Some(&last_seen),
+        metered_at: metered_at.as_deref(),
+    };
+    device_json(&place, &reading)
+}
+
+fn ip(address: &str) -> Option<IpAddr> {
+    address.parse::<SocketAddr>().ok().map(|at| at.ip())
 }
 
 /// `readings` at or after `since`, oldest first; at most `limit`, and the time to go on from.

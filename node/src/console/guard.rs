@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn names_that_merely_point_here_are_foreign() {
-        let host = |text: &'static str| HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(text))]);
+        let host =
+            |text: &'static str| HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(text))]);
         for good in ["127.0.0.1:7480", "localhost:7480", "127.0.0.1", "[::1]:7480"] {
             assert!(local_host(&host(good)), "{good}");
         }

@@ -11,7 +11,6 @@ mod pages;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -21,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::snmp::Snmp;
 
-pub(crate) use control::SOCKET;
+pub(crate) use control::{Enroller, SOCKET};
 
 /// What the handlers share.
 pub(crate) struct Site {
     pub(crate) cluster: Cluster,
     pub(crate) snmp: Snmp,
     pub(crate) metrics: PrometheusHandle,
-    pub(crate) enroller: Arc<dyn control::Enroller>,
+    pub(crate) enroller: Arc<dyn Enroller>,
     /// True where the console listens on loopback only, so that pages need no login.
     pub(crate) open: bool,
     pub(crate) stop: CancellationToken,
@@ -42,9 +41,8 @@ impl Site {
         metrics::gauge!("quire_term").set(standing.term as f64);
         metrics::gauge!("quire_applied_index").set(standing.applied as f64);
         metrics::gauge!("quire_quorum").set(f64::from(u8::from(standing.quorum)));
-        metrics::counter!("quire_snmp_packets_sent_total").absolute(stats.packets_sent.load(Ordering::Relaxed));
-        metrics::counter!("quire_snmp_packets_received_total")
-            .absolute(stats.packets_received.load(Ordering::Relaxed));
+        metrics::counter!("quire_snmp_packets_sent_total").absolute(stats.packets_sent);
+        metrics::counter!("quire_snmp_packets_received_total").absolute(stats.packets_received);
         if let Ok(meta) = quire_coordinator::rows::meta(&self.cluster.view()) {
             metrics::gauge!("quire_devices").set(meta.devices as f64);
             let pending = meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked);

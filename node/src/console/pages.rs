@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use askama::Template;
+use axum::Router;
 use axum::extract::{Form, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
-use axum::Router;
 use futures::Stream;
 use quire_coordinator::tables::Fault;
 use quire_proto::id::Millis;
@@ -59,7 +59,8 @@ async fn admit(State(site): State<Arc<Site>>, request: Request, next: Next) -> R
         if guard::local_host(request.headers()) {
             return next.run(request).await;
         }
-        return (StatusCode::FORBIDDEN, "this console answers to its loopback address only\n").into_response();
+        return (StatusCode::FORBIDDEN, "this console answers to its loopback address only\n")
+            .into_response();
     }
     match guard::role(&site.cluster.view(), request.headers()) {
         Some(_) => next.run(request).await,
@@ -169,7 +170,9 @@ struct UnitsPage {
 
 async fn units(State(site): State<Arc<Site>>) -> Response {
     match facts::units(&site.cluster.view()) {
-        Ok(units) => page(&UnitsPage { cluster: cluster_name(&site), units: units.into_iter().map(Row).collect() }),
+        Ok(units) => {
+            page(&UnitsPage { cluster: cluster_name(&site), units: units.into_iter().map(Row).collect() })
+        }
         Err(fault) => broken(&fault),
     }
 }

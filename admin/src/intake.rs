@@ -1,0 +1,392 @@
+//! What a link does to the store: admission by epoch, batches by the high-water mark, check-ins, results.
+//!
+//! Every function takes the [`Holder`] of the stream and asks, in its own transaction, whether that stream
+//! is still the one: an older leader's last batch loses against a newer leader's Hello, never the other way.
+
+use prost::Message as _;
+use quire_proto::id::Millis;
+use quire_proto::store::OutboxEntry;
+use quire_proto::upstream::{CheckIn, Hello};
+use quire_proto::{convert, reading};
+use sqlx::{Sqlite, Transaction};
+
+use crate::store::{LinkError, Refusal, Site, Store, StoreError, int, uint};
+
+/// 5,000 entries of about 1 KiB are 5 MiB, within the message bound of the link.
+pub(crate) const BATCH_MAX: usize = 5000;
+/// Of any name, id or address that a site sends.
+const TEXT_MAX: usize = 256;
+
+/// A stream that was admitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holder {
+    pub(crate) site: i64,
+    pub(crate) connection: i64,
+    pub(crate) epoch: u64,
+}
+
+/// What a batch did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) through: u64,
+    pub(crate) stored: u64,
+    /// At or below the mark: sent again after a lost acknowledgement.
+    pub(crate) skipped: u64,
+    /// Above the mark, and yet stored before under the same id with the same octets.
+    pub(crate) duplicates: u64,
+    /// Above the mark, with the id of something else: kept aside.
+    pub(crate) conflicts: u64,
+}
+
+#[derive(sqlx::FromRow)]
+struct Fence {
+    revoked_at_ms: Option<i64>,
+    connection: Option<i64>,
+    epoch: i64,
+    epoch_node: i64,
+    through: Option<i64>,
+}
+
+impl Store {
+    /// Admits a stream when no higher epoch was ever accepted, and makes it the site's only one.
+    pub(crate) async fn admit(
+        &self,
+        site: &Site,
+        hello: &Hello,
+        epoch: u64,
+        peer: &str,
+        now: Millis,
+    ) -> Result<(Holder, u64), LinkError> {
+        let mut tx = self.begin().await?;
+        let fence = fence(&mut tx, site.key).await?;
+        let (highest, by) = (uint(fence.epoch), uint(fence.epoch_node));
+        if epoch < highest || (epoch == highest && by != hello.node) || epoch == 0 {
+            return Err(Refusal::Epoch { highest }.into());
+        }
+        sqlx::query("UPDATE clusters SET epoch = ?, epoch_node = ? WHERE cluster_id = ?")
+            .bind(int(epoch)?)
+            .bind(int(hello.node)?)
+            .bind(&site.cluster_id)
+            .execute(&mut *tx)
+            .await?;
+        let connection = fence.connection.unwrap_or(0).wrapping_add(1).max(int(now.0)?);
+        sqlx::query(
+            "INSERT OR REPLACE INTO links (site, connection, node, epoch, mode, peer, since_ms, last_message_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
+        )
+        .bind(site.key)
+        .bind(connection)
+        .bind(int(hello.node)?)
+        .bind(int(epoch)?)
+        .bind(&hello.mode)
+        .bind(peer)
+        .bind(int(now.0)?)
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query("UPDATE sites SET version = ?, last_message_ms = ? WHERE key = ?")
+            .bind(&hello.version)
+            .bind(int(now.0)?)
+            .bind(site.key)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        self.put_nodes(site.key, &[(hello.node, hello.node_name.clone())]).await?;
+        self.changed();
+        Ok((Holder { site: site.key, connection, epoch }, uint(fence.through.unwrap_or(0))))
+    }
+
+    /// Stores what of a batch is new, and moves the mark, in one transaction.
+    pub(crate) async fn take(
+        &self,
+        holder: Holder,
+        first_seq: u64,
+        entries: &[bytes::Bytes],
+        now: Millis,
+    ) -> Result<Taken, LinkError> {
+        if entries.len() > BATCH_MAX {
+            return Err(malformed(format!("a batch of {} entries", entries.len())));
+        }
+        let entries = decode_batch(first_seq, entries)?;
+        let mut tx = self.begin().await?;
+        let fence = still_held(&mut tx, holder).await?;
+        let mut taken = Taken { through: uint(fence.through.unwrap_or(0)), ..Taken::default() };
+        // A cluster that this server never heard of starts where its outbox starts.
+        let expected = fence.through.map_or(first_seq, |through| uint(through).saturating_add(1));
+        if first_seq > expected {
+            return Err(Refusal::Gap { expected, got: first_seq }.into());
+        }
+        for entry in &entries {
+            if entry.seq < expected {
+                taken.skipped += 1;
+                continue;
+            }
+            match put_entry(&mut tx, holder.site, entry, now).await? {
+                Put::New => taken.stored += 1,
+                Put::Duplicate => taken.duplicates += 1,
+                Put::Conflict => taken.conflicts += 1,
+            }
+            taken.through = entry.seq;
+        }
+        if !entries.is_empty() {
+            sqlx::query(
+                "UPDATE clusters SET through = ?
+                 WHERE cluster_id = (SELECT cluster_id FROM sites WHERE key = ?)",
+            )
+            .bind(int(taken.through)?)
+            .bind(holder.site)
+            .execute(&mut *tx)
+            .await?;
+        }
+        touch(&mut tx, holder, now).await?;
+        tx.commit().await?;
+        self.changed();
+        Ok(taken)
+    }
+
+    /// Notes that the site is alive and what it counts.
+    pub(crate) async fn check_in(
+        &self,
+        holder: Holder,
+        check_in: &CheckIn,
+        now: Millis,
+    ) -> Result<(), LinkError> {
+        let mut tx = self.begin().await?;
+        still_held(&mut tx, holder).await?;
+        sqlx::query(
+            "UPDATE sites SET members = ?, alive = ?, devices = ?, units = ?, pending = ? WHERE key = ?",
+        )
+        .bind(i64::from(check_in.members))
+        .bind(i64::from(check_in.alive))
+        .bind(int(check_in.devices)?)
+        .bind(int(check_in.units)?)
+        .bind(int(check_in.pending)?)
+        .bind(holder.site)
+        .execute(&mut *tx)
+        .await?;
+        touch(&mut tx, holder, now).await?;
+        tx.commit().await?;
+        self.changed();
+        Ok(())
+    }
+
+    /// Asks whether a stream may go on, without a message of it.
+    pub(crate) async fn check(&self, holder: Holder) -> Result<(), LinkError> {
+        let mut tx = self.read.begin().await?;
+        still_held(&mut tx, holder).await.map(|_| ())
+    }
+
+    /// Closes a job; false when the site has no such open job.
+    pub(crate) async fn close_job(
+        &self,
+        holder: Holder,
+        id: &str,
+        ok: bool,
+        detail: &str,
+        now: Millis,
+    ) -> Result<bool, LinkError> {
+        let mut tx = self.begin().await?;
+        still_held(&mut tx, holder).await?;
+        let detail: String = detail.chars().take(1000).collect();
+        // Settings can carry passwords: not kept longer than the site needs them.
+        let done = sqlx::query(
+            "UPDATE jobs SET state = ?, detail = ?, closed_at_ms = ?,
+                    argument = CASE kind WHEN 'settings' THEN '' ELSE argument END
+             WHERE id = ? AND site = ? AND state IN ('pending', 'sent')",
+        )
+        .bind(if ok { "done" } else { "failed" })
+        .bind(detail)
+        .bind(int(now.0)?)
+        .bind(id)
+        .bind(holder.site)
+        .execute(&mut *tx)
+        .await?;
+        touch(&mut tx, holder, now).await?;
+        tx.commit().await?;
+        self.changed();
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Forgets a stream that ended, unless a newer one took its place.
+    pub(crate) async fn leave(&self, holder: Holder) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM links WHERE site = ? AND connection = ?")
+            .bind(holder.site)
+            .bind(holder.connection)
+            .execute(&self.write)
+            .await?;
+        self.changed();
+        Ok(())
+    }
+
+    /// Forgets the streams of a server that did not end well.
+    pub(crate) async fn clear_links(&self) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM links").execute(&self.write).await?;
+        Ok(())
+    }
+}
+
+fn malformed(what: impl Into<String>) -> LinkError {
+    Refusal::Malformed(what.into()).into()
+}
+
+async fn fence(tx: &mut Transaction<'_, Sqlite>, site: i64) -> Result<Fence, LinkError> {
+    let fence: Option<Fence> = sqlx::query_as(
+        "SELECT s.revoked_at_ms, l.connection, c.epoch, c.epoch_node, c.through
+         FROM sites s JOIN clusters c ON c.cluster_id = s.cluster_id LEFT JOIN links l ON l.site = s.key
+         WHERE s.key = ?",
+    )
+    .bind(site)
+    .fetch_optional(&mut **tx)
+    .await?;
+    match fence {
+        Some(fence) if fence.revoked_at_ms.is_none() => Ok(fence),
+        _ => Err(Refusal::Revoked.into()),
+    }
+}
+
+async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<Fence, LinkError> {
+    let fence = fence(tx, holder.site).await?;
+    let highest = uint(fence.epoch);
+    if highest != holder.epoch || fence.connection != Some(holder.connection) {
+        return Err(Refusal::Replaced { highest }.into());
+    }
+    Ok(fence)
+}
+
+async fn touch(tx: &mut Transaction<'_, Sqlite>, holder: Holder, now: Millis) -> Result<(), LinkError> {
+    for sql in [
+        "UPDATE links SET last_message_ms = ? WHERE site = ?",
+        "UPDATE sites SET last_message_ms = ? WHERE key = ?",
+    ] {
+        sqlx::query(sql).bind(int(now.0)?).bind(holder.site).execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+/// An entry with its reading understood.
+struct Entry {
+    seq: u64,
+    wire: OutboxEntry,
+    reading: reading::Reading,
+    octets: bytes::Bytes,
+}
+
+/// Everything is understood before anything is stored.
+fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, LinkError> {
+    let mut all = Vec::with_capacity(entries.len());
+    for (seq, octets) in (first_seq..=u64::MAX).zip(entries) {
+        let wire = OutboxEntry::decode(octets.clone())
+            .map_err(|error| malformed(format!("entry {seq} cannot be decoded: {error}")))?;
+        if wire.seq != seq {
+            return Err(malformed(format!("entry {} stands at {seq}", wire.seq)));
+        }
+        let row = wire.row.as_ref().ok_or_else(|| malformed(format!("entry {seq} holds no reading")))?;
+        let texts = [&row.id, &row.device, &row.unit, &row.address, &wire.zone];
+        if texts.iter().any(|text| text.len() > TEXT_MAX) || row.id.is_empty() || row.device.is_empty() {
+            return Err(malformed(format!("entry {seq} has a name that is empty or too long")));
+        }
+        let numbers = [seq, row.at_ms, row.node, row.epoch, wire.first_seen_ms];
+        if numbers.iter().any(|number| i64::try_from(*number).is_err()) {
+            return Err(malformed(format!("entry {seq} has a number out of range")));
+        }
+        let reading = convert::decode(&row.reading)
+            .map_err(|error| malformed(format!("the reading of entry {seq} cannot be decoded: {error}")))?;
+        all.push(Entry { seq, wire, reading, octets: octets.clone() });
+    }
+    if all.len() != entries.len() {
+        return Err(malformed("the numbers of a batch end before its entries"));
+    }
+    Ok(all)
+}
+
+enum Put {
+    New,
+    Duplicate,
+    Conflict,
+}
+
+async fn put_entry(
+    tx: &mut Transaction<'_, Sqlite>,
+    site: i64,
+    entry: &Entry,
+    now: Millis,
+) -> Result<Put, LinkError> {
+    let Some(row) = &entry.wire.row else { return Err(malformed("an entry holds no reading")) };
+    let added = sqlx::query(
+        "INSERT INTO readings
+             (id, site, seq, device, unit, address, at_ms, node, epoch, late, reading, received_at_ms)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(&row.id)
+    .bind(site)
+    .bind(int(entry.seq)?)
+    .bind(&row.device)
+    .bind(&row.unit)
+    .bind(&row.address)
+    .bind(int(row.at_ms)?)
+    .bind(int(row.node)?)
+    .bind(int(row.epoch)?)
+    .bind(row.late)
+    .bind(row.reading.as_ref())
+    .bind(int(now.0)?)
+    .execute(&mut **tx)
+    .await?;
+    if added.rows_affected() > 0 {
+        put_device(tx, site, entry).await?;
+        return Ok(Put::New);
+    }
+    let stored: (String, i64, Vec<u8>) =
+        sqlx::query_as("SELECT device, at_ms, reading FROM readings WHERE id = ?")
+            .bind(&row.id)
+            .fetch_one(&mut **tx)
+            .await?;
+    if stored == (row.device.clone(), int(row.at_ms)?, row.reading.to_vec()) {
+        return Ok(Put::Duplicate);
+    }
+    sqlx::query("INSERT INTO conflicts (site, seq, id, entry, received_at_ms) VALUES (?, ?, ?, ?, ?)")
+        .bind(site)
+        .bind(int(entry.seq)?)
+        .bind(&row.id)
+        .bind(entry.octets.as_ref())
+        .bind(int(now.0)?)
+        .execute(&mut **tx)
+        .await?;
+    Ok(Put::Conflict)
+}
+
+/// The latest reading wins; one that arrives late is history alone.
+async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) -> Result<(), LinkError> {
+    let Some(row) = &entry.wire.row else { return Ok(()) };
+    let reading = &entry.reading;
+    let total = reading.counters.total.and_then(|total| i64::try_from(total).ok());
+    sqlx::query(
+        "INSERT INTO devices (site, id, zone, unit, address, node, vendor, model, serial, name, location,
+                              status, total, lowest, first_seen_ms, metered_at_ms, reading)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (site, id) DO UPDATE SET
+             zone = excluded.zone, unit = excluded.unit, address = excluded.address, node = excluded.node,
+             vendor = excluded.vendor, model = excluded.model, serial = excluded.serial, name = excluded.name,
+             location = excluded.location, status = excluded.status, total = excluded.total,
+             lowest = excluded.lowest, metered_at_ms = excluded.metered_at_ms, reading = excluded.reading
+         WHERE excluded.metered_at_ms >= devices.metered_at_ms",
+    )
+    .bind(site)
+    .bind(&row.device)
+    .bind(&entry.wire.zone)
+    .bind(&row.unit)
+    .bind(&row.address)
+    .bind(int(row.node)?)
+    .bind(&reading.facts.vendor)
+    .bind(&reading.facts.model)
+    .bind(&reading.facts.serial)
+    .bind(&reading.facts.name)
+    .bind(&reading.facts.location)
+    .bind(reading.status.map(reading::Status::word))
+    .bind(total)
+    .bind(reading.supplies.iter().filter_map(|supply| supply.percent).min().map(i64::from))
+    .bind(int(if entry.wire.first_seen_ms == 0 { row.at_ms } else { entry.wire.first_seen_ms })?)
+    .bind(int(row.at_ms)?)
+    .bind(row.reading.as_ref())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,380 @@
+//! The link and enrolment, over real TLS and gRPC on 127.0.0.1.
+
+mod site;
+
+use prost::bytes::Bytes;
+use quire_proto::upstream::enrollment_client::EnrollmentClient;
+use quire_proto::upstream::{FromSite, Goodbye, JobResult, SignRequest, from_site, job, to_site};
+use site::{Admin, Cluster, Link, anonymous, csr, entries, entry, received};
+use tonic::Code;
+
+async fn enrolled() -> (tempfile::TempDir, Admin, Cluster) {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let code = admin.add_site("acme-berlin").await;
+    let mut cluster = Cluster::new(7, 3);
+    cluster.enroll(&admin, &code).await;
+    (dir, admin, cluster)
+}
+
+#[tokio::test]
+async fn a_code_makes_a_site_of_a_cluster() {
+    let (_dir, admin, cluster) = enrolled().await;
+    assert_eq!(cluster.site, "acme-berlin");
+    let (mut link, through) = cluster.welcomed(admin.listen, 2, 5).await;
+    assert_eq!(through, 0);
+    assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_codes_are_refused_and_slowed_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let code = admin.add_site("acme").await;
+    let mut cluster = Cluster::new(7, 1);
+    let mut codes = Vec::new();
+    // Two windows of five, should the minute change meanwhile.
+    for _ in 0..11 {
+        codes.push(cluster.try_enroll(&admin, "abcde-fghjk").await.unwrap_err().code());
+    }
+    assert_eq!(codes[0], Code::PermissionDenied);
+    assert!(codes.contains(&Code::ResourceExhausted));
+    assert_ne!(codes[0], cluster.try_enroll(&admin, &code).await.map_or_else(|e| e.code(), |_| Code::Ok));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_code_works_once_but_a_lost_reply_may_be_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let code = admin.add_site("acme").await;
+    let mut cluster = Cluster::new(7, 1);
+    let channel = anonymous(admin.listen, &admin.pin).await.unwrap();
+    let request = cluster.request(&code);
+    let mut client = EnrollmentClient::new(channel);
+    client.register(request.clone()).await.unwrap();
+    client.register(request).await.unwrap();
+    // Another cluster, and the same one with other keys.
+    let other = Cluster::new(8, 1).try_enroll(&admin, &code).await.unwrap_err();
+    assert_eq!((other.code(), other.message()), (Code::PermissionDenied, "the code has been used already"));
+    assert_eq!(cluster.try_enroll(&admin, &code).await.unwrap_err().code(), Code::PermissionDenied);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_belongs_to_one_site() {
+    let (_dir, admin, _) = enrolled().await;
+    let code = admin.add_site("acme-hamburg").await;
+    let status = Cluster::new(7, 1).try_enroll(&admin, &code).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    assert!(status.message().contains("acme-berlin"), "{status}");
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn certificate_requests_are_checked_before_the_code_is_spent() {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let code = admin.add_site("acme").await;
+    let mut cluster = Cluster::new(7, 1);
+    let mut client = EnrollmentClient::new(anonymous(admin.listen, &admin.pin).await.unwrap());
+    let good = cluster.request(&code);
+    let mut forged = good.requests[0].csr_der.to_vec();
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    for bad in [forged, vec![0x30; 100], vec![0; 10_000], Vec::new()] {
+        let mut request = good.clone();
+        request.requests[0].csr_der = bad.into();
+        assert_eq!(client.register(request).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    cluster.enroll(&admin, &code).await;
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_with_another_pin_is_not_spoken_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    assert!(anonymous(admin.listen, &wrong).await.is_err());
+    assert!(anonymous(admin.listen, &admin.pin).await.is_ok());
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_needs_a_certificate() {
+    let (_dir, admin, _) = enrolled().await;
+    let channel = anonymous(admin.listen, &admin.pin).await.unwrap();
+    assert_eq!(Link::open(channel).await.err().unwrap().code(), Code::Unauthenticated);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_must_be_who_its_certificate_says() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let mut link = cluster.link(admin.listen, 1).await;
+    link.send(5, cluster.hello(2)).await;
+    assert!(link.refused().await.0.starts_with("node:"));
+
+    let mut link = cluster.link(admin.listen, 1).await;
+    link.send(5, Cluster::new(8, 1).hello(1)).await;
+    assert!(link.refused().await.0.starts_with("cluster:"));
+
+    let mut link = cluster.link(admin.listen, 1).await;
+    link.check_in(5).await;
+    assert!(link.refused().await.0.starts_with("malformed:"));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn lower_epochs_are_refused() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (link, _) = cluster.welcomed(admin.listen, 1, 9).await;
+    drop(link);
+    let mut older = cluster.link(admin.listen, 2).await;
+    older.send(8, cluster.hello(2)).await;
+    let (reason, epoch) = older.refused().await;
+    assert!(reason.starts_with("epoch:"), "{reason}");
+    assert_eq!(epoch, 9);
+    // The same epoch is one node's alone, and that one may come again.
+    let mut other = cluster.link(admin.listen, 2).await;
+    other.send(9, cluster.hello(2)).await;
+    assert!(other.refused().await.0.starts_with("epoch:"));
+    cluster.welcomed(admin.listen, 1, 9).await;
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_newer_epoch_ends_the_older_stream() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut older, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(older.batch(5, 1, entries(1, 3)).await), 3);
+    let (mut newer, through) = cluster.welcomed(admin.listen, 2, 6).await;
+    assert_eq!(through, 3);
+    let (reason, _) = older.refused().await;
+    assert!(reason.starts_with("replaced:"), "{reason}");
+    assert_eq!(received(newer.batch(6, 4, entries(4, 6)).await), 6);
+    assert_eq!(admin.store.links(None).await.unwrap().len(), 1);
+    assert_eq!(admin.store.links(None).await.unwrap()[0].node, "n2");
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn every_message_carries_the_epoch_of_its_stream() {
+    let (_dir, admin, cluster) = enrolled().await;
+    for wrong in [4, 6] {
+        let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+        assert!(matches!(link.batch(wrong, 1, entries(1, 1)).await, Some(to_site::What::Refused(_))));
+    }
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 0);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_sent_again_is_stored_once() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
+    assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
+    assert_eq!(received(link.batch(5, 6, entries(6, 15)).await), 15);
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 15);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn gaps_are_refused_and_store_nothing() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
+    link.batch(5, 12, entries(12, 14))
+        .await
+        .map(|answer| assert!(matches!(answer, to_site::What::Refused(_))));
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 10);
+    // An entry that lies about its number, within a batch.
+    let (mut link, through) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(through, 10);
+    let answer = link.batch(5, 11, vec![entry(11), entry(13)]).await;
+    assert!(matches!(answer, Some(to_site::What::Refused(_))));
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 10);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_id_is_kept_aside_and_the_link_goes_on() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 2)).await), 2);
+    // Number 3 under the id of number 2, as a cloned node would make it.
+    let mut clash: quire_proto::store::OutboxEntry = prost::Message::decode(&entry(2)[..]).unwrap();
+    clash.seq = 3;
+    clash.row.as_mut().unwrap().device = "another".to_owned();
+    assert_eq!(received(link.batch(5, 3, vec![prost::Message::encode_to_vec(&clash)]).await), 3);
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 2);
+    assert_eq!(admin.store.count_conflicts().await.unwrap(), 1);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn the_mark_and_the_epoch_outlive_the_server() {
+    let (dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
+    let pin = admin.pin.clone();
+    admin.stop().await;
+    assert_eq!(link.answer().await, Err(Code::Unavailable));
+
+    let admin = Admin::start(dir.path()).await;
+    assert_eq!(admin.pin, pin);
+    let mut older = cluster.link(admin.listen, 2).await;
+    older.send(4, cluster.hello(2)).await;
+    assert_eq!(older.refused().await.1, 5);
+    let (mut link, through) = cluster.welcomed(admin.listen, 2, 6).await;
+    assert_eq!(through, 10);
+    assert_eq!(received(link.batch(6, 11, entries(11, 12)).await), 12);
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 12);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_site_is_cut_off_by_another_process_and_at_once() {
+    let (dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    // As the command line does: a store of its own on the same file.
+    let other = quire_admin::store::Store::open(dir.path()).await.unwrap();
+    assert!(other.revoke_site("acme-berlin", site::now()).await.unwrap());
+    let (reason, _) = link.refused().await;
+    assert!(reason.starts_with("revoked:"), "{reason}");
+    let refused = Link::open(cluster.channel(admin.listen, 1).await).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    // The name is free again, and the cluster may come back under it without sending anything twice.
+    let code = admin.add_site("acme-berlin").await;
+    let mut again = Cluster::new(7, 1);
+    again.enroll(&admin, &code).await;
+    again.welcomed(admin.listen, 1, 6).await;
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn jobs_reach_the_site_and_are_closed_by_it() {
+    let (dir, admin, cluster) = enrolled().await;
+    let other = quire_admin::store::Store::open(dir.path()).await.unwrap();
+    let key = 1;
+    let kind = quire_admin::jobs::JobKind::Sweep("10.1.0.0/16".to_owned());
+    let id = other.add_job(key, &kind, site::now()).await.unwrap();
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let job = |answer| match answer {
+        Some(to_site::What::Job(job)) => job,
+        other => panic!("no job but {other:?}"),
+    };
+    let first = job(link.next().await);
+    assert_eq!(first.id, id);
+    assert_eq!(first.what, Some(job::What::SweepSegment("10.1.0.0/16".to_owned())));
+    // Live, while the first one is still open; and only the new one.
+    let kind = quire_admin::jobs::JobKind::ServiceMode(true);
+    let second_id = other.add_job(key, &kind, site::now()).await.unwrap();
+    assert_eq!(job(link.next().await).id, second_id);
+    let result = JobResult { id: id.clone(), ok: true, detail: "340 devices".to_owned() };
+    link.send(5, from_site::What::JobResult(result)).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 1)).await), 1);
+    // What is still open is sent again on the next stream.
+    let (mut link, _) = cluster.welcomed(admin.listen, 2, 6).await;
+    assert_eq!(job(link.next().await).id, second_id);
+    let jobs = admin.store.jobs(None).await.unwrap();
+    assert_eq!((jobs[0].state.as_str(), jobs[1].state.as_str()), ("done", "sent"));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn the_link_signs_for_nodes_that_joined_later() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let bad = quire_proto::upstream::CertificateRequest { node: 5, name: "n5".into(), csr_der: Bytes::new() };
+    let requests = vec![bad, csr(4, &key)];
+    link.send(5, from_site::What::Sign(SignRequest { requests })).await;
+    let Some(to_site::What::Signed(signed)) = link.next().await else { panic!("not signed") };
+    assert_eq!(signed.certificates.iter().map(|one| one.node).collect::<Vec<_>>(), [4]);
+    let certificate = rustls_pki_types::CertificateDer::from(signed.certificates[0].certificate_der.to_vec());
+    assert_eq!(quire_admin::tls::identity(&certificate).unwrap().node, 4);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn hostile_messages_end_their_stream_and_nothing_else() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut honest, _) = {
+        let code = admin.add_site("other").await;
+        let mut other = Cluster::new(9, 1);
+        other.enroll(&admin, &code).await;
+        other.welcomed(admin.listen, 1, 5).await
+    };
+    let hostile: Vec<(u64, Vec<Vec<u8>>)> = vec![
+        (1, vec![vec![0xff; 50]]),
+        (1, vec![Vec::new()]),
+        (u64::MAX, vec![entry(u64::MAX), entry(1)]),
+        (u64::MAX, vec![entry(u64::MAX)]),
+        (1, vec![Vec::new(); 6000]),
+        (
+            1,
+            vec![{
+                let mut entry: quire_proto::store::OutboxEntry =
+                    prost::Message::decode(&entry(1)[..]).unwrap();
+                entry.row.as_mut().unwrap().reading = Bytes::from_static(&[0xff; 9]);
+                prost::Message::encode_to_vec(&entry)
+            }],
+        ),
+    ];
+    for (first_seq, entries) in hostile {
+        let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+        let answer = link.batch(5, first_seq, entries).await;
+        assert!(matches!(answer, Some(to_site::What::Refused(_))), "{answer:?}");
+    }
+    let (link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    link.send(5, cluster.hello(1)).await;
+    let (link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    link.send(u64::MAX, from_site::What::Goodbye(Goodbye {})).await;
+    let mut link = cluster.link(admin.listen, 1).await;
+    link.send(u64::MAX, cluster.hello(1)).await;
+    assert!(link.next().await.is_none_or(|answer| matches!(answer, to_site::What::Refused(_))));
+    let mut link = cluster.link(admin.listen, 1).await;
+    link.send(0, cluster.hello(1)).await;
+    assert!(matches!(link.next().await, Some(to_site::What::Refused(_))));
+    let _ = FromSite::default();
+    assert_eq!(received(honest.batch(5, 1, entries_of(9)).await), 1);
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 1);
+    admin.stop().await;
+}
+
+fn entries_of(cluster: u8) -> Vec<Vec<u8>> {
+    let mut first: quire_proto::store::OutboxEntry = prost::Message::decode(&entry(1)[..]).unwrap();
+    first.row.as_mut().unwrap().id = format!("{cluster}-1-1");
+    vec![prost::Message::encode_to_vec(&first)]
+}
+
+#[tokio::test]
+async fn octets_that_are_no_tls_or_no_http_leave_the_server_standing() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (_dir, admin, cluster) = enrolled().await;
+    for octets in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1][..], &[0; 4096][..]] {
+        let mut tcp = tokio::net::TcpStream::connect(admin.listen).await.unwrap();
+        tcp.write_all(octets).await.unwrap();
+        let _ = tcp.shutdown().await;
+        let mut rest = Vec::new();
+        let _ = tcp.read_to_end(&mut rest).await;
+    }
+    cluster.welcomed(admin.listen, 1, 5).await;
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_has_one_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let free = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let options = quire_admin::Options { data_dir: dir.path().to_owned(), listen: free, console: free };
+    let second = quire_admin::Server::start(&options, tokio_util::sync::CancellationToken::new()).await;
+    assert!(second.unwrap_err().to_string().contains("serves"));
+    admin.stop().await;
+    Admin::start(dir.path()).await.stop().await;
+}

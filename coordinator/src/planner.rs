@@ -1,0 +1,265 @@
+//! Who owns which unit: the pure planner.
+//!
+//! `units(&Settings)` cuts segments into units; `plan(&PlanView)` says which grants and drops bring the
+//! current rows where they should be; `explain(&PlanView, address)` says why. The caller proposes the
+//! changes as one `Command::Plan` under its claim.
+//!
+//! Rules, in this order: nothing for a node that is dead, gone, draining, a witness or unable; zones
+//! hold; never where a segment is known to be unreachable; fewest hops (unknown ones last); balanced by
+//! cost; as few moves as possible. A death is answered at once and moves the dead node's units alone;
+//! better hops and better balance wait for [`REBALANCE_AFTER_MS`].
+//!
+//! Never: reads a clock, draws lots, remembers anything between calls. `plan` of an applied plan is empty.
+
+mod balance;
+mod explain;
+mod units;
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use quire_proto::id::{ANY_ZONE, Millis, NodeId, UnitId};
+
+use crate::topology::ReachMap;
+use balance::Loads;
+pub use explain::{Candidate, Explanation, UnitExplanation, Verdict, explain};
+pub use units::{UnitSpec, units, units_of};
+
+/// Milliseconds for which a unit stays where it was granted, and for which a node must have been alive
+/// without a break, before anything moves for the sake of balance or fewer hops.
+///
+/// Zabbix waits for ten fail-over periods; ours lasts 1 to 2 s, so this is about the same.
+pub const REBALANCE_AFTER_MS: u64 = 20_000;
+/// A node is overloaded when it carries this many times the cost of one that could help (Zabbix: 2)...
+pub const IMBALANCE_FACTOR: u64 = 2;
+/// ...and this many units more (Zabbix: 10 hosts). A node with nothing to do is always one that could.
+pub const IMBALANCE_UNITS: usize = 10;
+/// What one known device adds to a unit's cost, in probes: a read is about 25 objects.
+pub const DEVICE_COST: u64 = 25;
+
+/// A unit's cost in probes: one for every address, and [`DEVICE_COST`] for every known device.
+pub fn cost(prefix: IpNet, devices: u32) -> u64 {
+    let host_bits = prefix.max_prefix_len() - prefix.prefix_len();
+    (1u64 << host_bits.min(32)) + DEVICE_COST * u64::from(devices)
+}
+
+/// A row of the plan as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CurrentUnit {
+    /// [`NodeId::NOBODY`] when unassigned.
+    pub owner: NodeId,
+    /// Measured or by [`cost`]; only proportions matter.
+    pub cost: u64,
+    /// When it came to its owner.
+    pub granted_at: Millis,
+    /// The segment in the row; a row whose segment changed is granted anew.
+    pub segment: IpNet,
+}
+
+/// What the leader knows of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its id.
+    pub id: NodeId,
+    /// Its label.
+    pub zone: String,
+    /// Whether it answers.
+    pub alive: bool,
+    /// Since when `alive` has been what it is.
+    pub since: Millis,
+    /// An operator wants it free of work.
+    pub draining: bool,
+    /// Votes only.
+    pub witness: bool,
+    /// Its own word that it can read devices now (sockets, disk).
+    pub can_collect: bool,
+}
+
+impl NodeView {
+    fn eligible(&self) -> bool {
+        self.alive && !self.draining && !self.witness && self.can_collect
+    }
+
+    fn settled(&self, now: Millis) -> bool {
+        self.since.0.saturating_add(REBALANCE_AFTER_MS) <= now.0
+    }
+}
+
+/// Everything that a plan depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanView {
+    /// The rows as applied.
+    pub current: BTreeMap<UnitId, CurrentUnit>,
+    /// What [`units`] asks for.
+    pub wanted: BTreeMap<UnitId, UnitSpec>,
+    /// Members of the cluster; others own nothing.
+    pub nodes: Vec<NodeView>,
+    /// Ways from nodes to segments.
+    pub reach: ReachMap,
+    /// The leader's time.
+    pub now: Millis,
+}
+
+/// One row to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The unit belongs to `node` from now on; [`NodeId::NOBODY`] where nobody can have it.
+    Grant {
+        /// Which unit.
+        unit: UnitId,
+        /// Who.
+        node: NodeId,
+        /// What it covers.
+        spec: UnitSpec,
+        /// The row's, or a first estimate.
+        cost: u64,
+        /// From the new owner to the segment.
+        hops: Option<u32>,
+    },
+    /// Nobody asked for this unit any more.
+    Drop {
+        /// Which unit.
+        unit: UnitId,
+    },
+}
+
+/// The changes that bring the rows where they should be: drops first, then grants, by unit.
+pub fn plan(view: &PlanView) -> Vec<Change> {
+    let nodes = Nodes::of(view);
+    let mut tiers = Tiers::default();
+    let mut items: Vec<Item<'_>> =
+        view.wanted.iter().map(|(unit, spec)| Item::new(view, &nodes, &mut tiers, unit, spec)).collect();
+    let mut loads = Loads::of(nodes.0.len(), &items);
+    balance::place_orphans(&mut items, &tiers, &mut loads);
+    // After a death only the dead node's units move: evening out waits until it is old news.
+    let quiet = view.nodes.iter().all(|node| node.eligible() || node.settled(view.now));
+    if quiet {
+        let settled: Vec<bool> = nodes.0.iter().map(|node| node.settled(view.now)).collect();
+        balance::move_nearer(&mut items, &tiers, &settled, &mut loads);
+        balance::rebalance(&mut items, &tiers, &settled, &mut loads);
+    }
+
+    let gone = view.current.keys().filter(|unit| !view.wanted.contains_key(*unit));
+    let mut changes: Vec<Change> = gone.map(|unit| Change::Drop { unit: unit.clone() }).collect();
+    changes.extend(items.iter().filter_map(|item| item.change(view, &nodes)));
+    changes
+}
+
+/// The nodes that may own anything, by id; a place in this list stands for the node below.
+struct Nodes<'v>(Vec<&'v NodeView>);
+
+/// A place in [`Nodes`]: small, because tiers hold many.
+type Place = u16;
+
+impl<'v> Nodes<'v> {
+    fn of(view: &'v PlanView) -> Self {
+        let mut nodes: Vec<&NodeView> = view.nodes.iter().filter(|node| node.eligible()).collect();
+        nodes.sort_by_key(|node| node.id);
+        nodes.dedup_by_key(|node| node.id);
+        nodes.truncate(usize::from(Place::MAX));
+        Nodes(nodes)
+    }
+
+    fn place(&self, id: NodeId) -> Option<Place> {
+        self.0.binary_search_by_key(&id, |node| node.id).ok().and_then(|place| Place::try_from(place).ok())
+    }
+}
+
+/// How a node stands to a unit: `None` never, otherwise hops with unknown ones last.
+fn rank(view: &PlanView, node: &NodeView, spec: &UnitSpec) -> Option<u32> {
+    if spec.zone != ANY_ZONE && spec.zone != node.zone {
+        return None;
+    }
+    match view.reach.get(&spec.segment).and_then(|ways| ways.get(&node.id)) {
+        None => Some(u32::MAX),
+        Some(way) => way.reachable.then_some(way.hops.unwrap_or(u32::MAX)),
+    }
+}
+
+/// The nodes that are nearest to a unit; equal lists are kept once, because most units share theirs.
+#[derive(Default)]
+struct Tiers<'v> {
+    lists: Vec<Vec<Place>>,
+    by_list: BTreeMap<Vec<Place>, usize>,
+    by_segment: BTreeMap<(&'v str, IpNet), usize>,
+}
+
+impl<'v> Tiers<'v> {
+    fn of(&mut self, view: &PlanView, nodes: &Nodes<'_>, spec: &'v UnitSpec) -> usize {
+        let key = (spec.zone.as_str(), spec.segment);
+        if let Some(tier) = self.by_segment.get(&key) {
+            return *tier;
+        }
+        let mut best = u32::MAX;
+        let mut list = Vec::new();
+        for (place, node) in (0..).zip(&nodes.0) {
+            let Some(rank) = rank(view, node, spec) else { continue };
+            if rank < best {
+                best = rank;
+                list.clear();
+            }
+            if rank == best {
+                list.push(place);
+            }
+        }
+        let tier = *self.by_list.entry(list.clone()).or_insert_with(|| {
+            self.lists.push(list);
+            self.lists.len() - 1
+        });
+        self.by_segment.insert(key, tier);
+        tier
+    }
+}
+
+/// A wanted unit on its way through the planner.
+struct Item<'v> {
+    unit: &'v UnitId,
+    spec: &'v UnitSpec,
+    cost: u64,
+    owner: Option<Place>,
+    tier: usize,
+    /// Has been with its owner for long enough, and was not touched in this plan.
+    movable: bool,
+}
+
+impl<'v> Item<'v> {
+    fn new(
+        view: &'v PlanView,
+        nodes: &Nodes<'_>,
+        tiers: &mut Tiers<'v>,
+        unit: &'v UnitId,
+        spec: &'v UnitSpec,
+    ) -> Self {
+        let tier = tiers.of(view, nodes, spec);
+        let row = view.current.get(unit);
+        // A row costs something even where the caller measured nothing, else thousands would pile up.
+        let cost = row.map_or_else(|| cost(spec.prefix, 0), |row| row.cost).max(1);
+        let owner = row.and_then(|row| nodes.place(row.owner)).filter(|place| {
+            let node = nodes.0[usize::from(*place)];
+            rank(view, node, spec).is_some()
+        });
+        let movable = row.is_some_and(|row| {
+            row.segment == spec.segment && row.granted_at.0.saturating_add(REBALANCE_AFTER_MS) <= view.now.0
+        });
+        Item { unit, spec, cost, owner, tier, movable }
+    }
+
+    fn change(&self, view: &PlanView, nodes: &Nodes<'_>) -> Option<Change> {
+        let node = self.owner.map_or(NodeId::NOBODY, |place| nodes.0[usize::from(place)].id);
+        let row = view.current.get(self.unit);
+        if row.is_some_and(|row| row.owner == node && row.segment == self.spec.segment) {
+            return None;
+        }
+        let way = view.reach.get(&self.spec.segment).and_then(|ways| ways.get(&node));
+        Some(Change::Grant {
+            unit: self.unit.clone(),
+            node,
+            spec: self.spec.clone(),
+            cost: self.cost,
+            hops: way.and_then(|way| way.hops),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

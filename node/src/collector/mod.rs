@@ -1,0 +1,309 @@
+//! What every node does for its own units: sweep them, read their devices, report what it learnt.
+//!
+//! Without quorum a node goes on reading the devices it owned and spools; it never sweeps then.
+//!
+//! Architecture Invariant: nothing here decides who owns what; it follows the committed plan.
+
+mod credentials;
+mod reach;
+mod report;
+mod sweep;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use quire_coordinator::roster::{DeviceDue, OwnUnit, Progress, Roster, Task};
+use quire_coordinator::rows;
+use quire_coordinator::settings::Settings;
+use quire_coordinator::tables::{ReadExt as _, Table};
+use quire_coordinator::topology;
+use quire_proto::convert;
+use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
+use quire_proto::store::observation::What;
+use quire_proto::store::{DeviceRow, Silence, UnitRow};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::cluster::Cluster;
+use crate::device::{self, ReadPlan};
+use crate::snmp::{Credential, Patience, Snmp};
+
+pub(crate) use reach::Reachability;
+pub(crate) use report::Reporter;
+
+/// How often the tables are looked through for changed units and devices, while something changes.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// Devices read at the same time. Each has one request in flight; a task takes some 10 KB.
+const READS: usize = 256;
+
+/// How a device was reached last, so that a repeat read needs no trying: forgotten with the process.
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) credential: Arc<Credential>,
+    pub(super) plan: ReadPlan,
+}
+
+/// Ways by address; a bound is the number of devices that a node owns.
+#[derive(Clone, Default)]
+pub(super) struct Ways(Arc<Mutex<HashMap<SocketAddr, Way>>>);
+
+impl Ways {
+    pub(super) fn get(&self, peer: SocketAddr) -> Option<Way> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
+    }
+
+    pub(super) fn put(&self, peer: SocketAddr, way: Way) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, way);
+    }
+
+    fn forget(&self, peer: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It did what it was for, even if that was to learn that a device is silent.
+    Done,
+    /// It broke off.
+    Failed,
+}
+
+/// What a task shares.
+#[derive(Clone)]
+pub(super) struct Tools {
+    pub(super) snmp: Snmp,
+    pub(super) reporter: Reporter,
+    pub(super) ways: Ways,
+    pub(super) settings: Arc<Settings>,
+    pub(super) credentials: Arc<Vec<Arc<Credential>>>,
+}
+
+/// The collector of one node.
+pub(crate) struct Collector {
+    cluster: Cluster,
+    tools: Tools,
+    settings_index: u64,
+    roster: Roster,
+    units: BTreeMap<UnitId, UnitRow>,
+    devices: BTreeMap<DeviceId, DeviceRow>,
+    tasks: JoinSet<(Task, Ended)>,
+}
+
+impl Collector {
+    /// The collector of the node behind `cluster`.
+    pub(crate) fn new(cluster: Cluster, snmp: Snmp, reporter: Reporter) -> Self {
+        let settings = Arc::new(Settings::default());
+        let roster = Roster::new(settings.discovery.schedule.clone(), settings.metering.every_ms, READS);
+        let tools = Tools { snmp, reporter, ways: Ways::default(), settings, credentials: Arc::default() };
+        Collector {
+            cluster,
+            tools,
+            settings_index: 0,
+            roster,
+            units: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Works until told to stop.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut standing = self.cluster.watch();
+        let mut refresh = tokio::time::interval(REFRESH);
+        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = 0;
+        loop {
+            self.start_due();
+            let pause = self.until_next();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = refresh.tick() => {
+                    let applied = standing.borrow_and_update().applied;
+                    if std::mem::replace(&mut seen, applied) != applied {
+                        self.refresh()?;
+                    }
+                }
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    let (task, ended) = done.context("collect from a device")?;
+                    match ended {
+                        Ended::Done => self.roster.handle_done(&task, clock::now()),
+                        Ended::Failed => self.roster.handle_failed(&task, clock::now()),
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        // Dropped tasks end at their next await; what they learnt is in the spool.
+        self.tasks.shutdown().await;
+        Ok(())
+    }
+
+    fn until_next(&self) -> Duration {
+        let now = clock::now();
+        let due = self.roster.poll_timeout().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)));
+        due.unwrap_or(REFRESH).clamp(Duration::from_millis(5), REFRESH)
+    }
+
+    /// Follows settings, plan and devices as the tables have them now.
+    fn refresh(&mut self) -> anyhow::Result<()> {
+        let tables = self.cluster.view();
+        let meta = rows::meta(&tables)?;
+        if meta.settings_index != self.settings_index
+            && let Some(settings) = self.cluster.settings()?
+        {
+            self.settings_index = meta.settings_index;
+            self.tools.credentials = Arc::new(credentials::of(&settings));
+            self.tools.ways.clear();
+            self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
+            self.tools.settings = settings;
+        }
+        let me = self.cluster.me();
+        let zone_mates = rows::members(&tables)?
+            .iter()
+            .filter(|member| member.zone == me.zone && !member.witness)
+            .filter(|member| member.id == me.id.0 || meta.heard.iter().any(|heard| heard.node == member.id))
+            .count();
+        let share = topology::share(self.tools.settings.discovery.rate, zone_mates);
+        // A share below one packet a second still sends one, else a large zone would send none.
+        self.tools.snmp.set_rate(share.map_or(0, |pps| (pps as u32).max(1)));
+        self.units = rows::units(&tables)?
+            .into_iter()
+            .filter(|unit| unit.node == me.id.0)
+            .filter_map(|unit| unit.unit.parse().ok().map(|id| (id, unit)))
+            .collect();
+        let own: Vec<OwnUnit> = self.units.iter().map(|(id, row)| own_unit(id, row)).collect();
+        self.roster.set_units(&own);
+        self.follow_devices(&tables)
+    }
+
+    fn follow_devices(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
+        let mut devices = BTreeMap::new();
+        tables.each::<DeviceRow>(Table::Devices, &[], |_, row| {
+            let own = row.unit.parse::<UnitId>().is_ok_and(|unit| self.units.contains_key(&unit));
+            if own && !row.address.is_empty() {
+                devices.insert(DeviceId::from(row.id.clone()), row);
+            }
+            true
+        })?;
+        for id in self.devices.keys().filter(|id| !devices.contains_key(id)) {
+            self.roster.remove_device(id);
+        }
+        for (id, row) in &devices {
+            if self.devices.get(id).is_none_or(|before| before != row) {
+                self.roster.set_device(&device_due(id, row), clock::now());
+            }
+        }
+        self.devices = devices;
+        Ok(())
+    }
+
+    fn start_due(&mut self) {
+        let quorum = self.cluster.watch().borrow().quorum;
+        self.roster.set_sweeping(quorum);
+        while let Some(task) = self.roster.poll(clock::now()) {
+            match &task {
+                Task::Sweep { unit, epoch, resume_at, started_at } => {
+                    let from = Progress { started_at: *started_at, done: *resume_at, finished: false };
+                    self.start_sweep(&task, unit, *epoch, from);
+                }
+                Task::Read { device } => self.start_read(&task, device),
+            }
+        }
+    }
+
+    fn start_sweep(&mut self, task: &Task, unit: &UnitId, epoch: Epoch, from: Progress) {
+        // A device that was read within its period needs no second read because a sweep met it.
+        let fresh = clock::now().0.saturating_sub(self.tools.settings.metering.every_ms);
+        let known = self
+            .devices
+            .values()
+            .filter(|device| device.unit == unit.as_str() && device.metered_at_ms > fresh)
+            .filter_map(|device| device.address.parse().ok())
+            .collect();
+        let hops = self.units.get(unit).and_then(|row| row.hops);
+        let sweep = sweep::UnitSweep { unit: unit.clone(), epoch, from, hops, known };
+        let (tools, task) = (self.tools.clone(), task.clone());
+        self.tasks.spawn(async move { (task, sweep.run(&tools).await) });
+    }
+
+    fn start_read(&mut self, task: &Task, id: &DeviceId) {
+        let Some(device) = self.devices.get(id).cloned() else {
+            return self.roster.handle_done(task, clock::now());
+        };
+        let (tools, task) = (self.tools.clone(), task.clone());
+        let epoch =
+            device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit)).map_or(0, |u| u.epoch);
+        self.tasks.spawn(async move { (task, read(&tools, &device, Epoch(epoch)).await) });
+    }
+}
+
+fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
+    OwnUnit {
+        unit: id.clone(),
+        epoch: Epoch(row.epoch),
+        swept_at: Millis(row.swept_at_ms),
+        sweep: row.sweep.map(|sweep| Progress {
+            started_at: Millis(sweep.started_at_ms),
+            done: sweep.done,
+            finished: sweep.finished,
+        }),
+        asked_at: Millis(row.asked_at_ms),
+    }
+}
+
+fn device_due(id: &DeviceId, row: &DeviceRow) -> DeviceDue {
+    let unit = row.unit.parse().unwrap_or_else(|_| UnitId::new("", ipnet::IpNet::default()));
+    DeviceDue {
+        id: id.clone(),
+        unit,
+        metered_at: Millis(row.metered_at_ms),
+        misses: row.misses,
+        asked_at: Millis(row.asked_at_ms),
+    }
+}
+
+/// Reads a known device: the way that worked last, else the others of its protocol.
+async fn read(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> Ended {
+    let Ok(peer) = device.address.parse::<SocketAddr>() else { return Ended::Done };
+    let observe = |what| tools.reporter.observation(&device.unit, epoch, peer, device.hops, what);
+    for way in ways_to(tools, device, peer) {
+        let finished =
+            device::read(&tools.snmp, peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
+        match finished.reading {
+            Some(reading) if finished.complete => {
+                tools.ways.put(peer, Way { credential: way.credential, plan: finished.plan });
+                tools.reporter.report(observe(What::Reading(convert::encode(&reading)))).await;
+                return Ended::Done;
+            }
+            // Lost in the middle: half a reading is no reading; the next try asks again.
+            Some(_) => return Ended::Failed,
+            None => tools.ways.forget(peer),
+        }
+    }
+    tools.reporter.report(observe(What::Silence(Silence { device: device.id.clone() }))).await;
+    Ended::Done
+}
+
+fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
+    if let Some(way) = tools.ways.get(peer) {
+        return vec![way];
+    }
+    let via = convert::decode(&device.reading).map(|reading| reading.via).unwrap_or_default();
+    tools
+        .credentials
+        .iter()
+        .filter(|credential| via.contains(&device::via(credential)))
+        .map(|credential| Way { credential: Arc::clone(credential), plan: ReadPlan::default() })
+        .collect()
+}

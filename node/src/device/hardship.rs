@@ -1,0 +1,260 @@
+//! Reads under bad conditions: lost packets, responders that break the rules, devices that changed between reads.
+
+use proptest::prelude::*;
+use quire_proto::oid::Oid;
+use quire_proto::reading::{Reading, SupplyState, Via};
+
+use super::responder::Responder;
+use super::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};
+use crate::snmp::{Request, Response, Value, VarBind};
+
+const PRINTER: &str = "\
+1.3.6.1.2.1.1.1.0|4|Test Printer
+1.3.6.1.2.1.1.2.0|6|1.3.6.1.4.1.99999.1
+1.3.6.1.2.1.1.5.0|4|PR1
+1.3.6.1.2.1.2.2.1.3.1|2|6
+1.3.6.1.2.1.2.2.1.6.1|4x|001ba90ba752
+1.3.6.1.2.1.2.2.1.8.1|2|1
+1.3.6.1.2.1.25.3.2.1.2.1|6|1.3.6.1.2.1.25.3.1.5
+1.3.6.1.2.1.25.3.2.1.3.1|4|Test 100
+1.3.6.1.2.1.25.3.2.1.5.1|2|2
+1.3.6.1.2.1.25.3.5.1.1.1|2|3
+1.3.6.1.2.1.25.3.5.1.2.1|4x|40
+1.3.6.1.2.1.43.5.1.1.17.1|4|SER12345
+1.3.6.1.2.1.43.10.2.1.3.1.1|2|8
+1.3.6.1.2.1.43.10.2.1.4.1.1|65|1000
+1.3.6.1.2.1.43.11.1.1.6.1.1|4|Black Toner
+1.3.6.1.2.1.43.11.1.1.7.1.1|2|19
+1.3.6.1.2.1.43.11.1.1.8.1.1|2|100
+1.3.6.1.2.1.43.11.1.1.9.1.1|2|40
+1.3.6.1.2.1.43.16.5.1.2.1.1|4|Ready
+1.3.6.1.2.1.43.16.5.1.2.1.2|4|Tray 2
+";
+
+/// Reads with the answers numbered in `lost` (from 0) lost.
+fn read_losing(
+    responder: &Responder,
+    plan: Option<ReadPlan>,
+    lost: impl Fn(usize) -> Option<Miss>,
+) -> (Finished, usize) {
+    let mut read = Read::new(Via::SnmpV2c, plan);
+    let mut asked = 0;
+    while let Some(request) = read.poll_request() {
+        read.handle(lost(asked).map_or_else(|| Ok(responder.answer(&request)), Err));
+        asked += 1;
+    }
+    (read.finish(), asked)
+}
+
+fn whole(text: &str) -> Reading {
+    Responder::of(text).read(Via::SnmpV2c, None).0.reading.unwrap()
+}
+
+#[test]
+fn a_standard_device_needs_no_vendor() {
+    let reading = whole(PRINTER);
+    assert_eq!(reading.facts.model.as_deref(), Some("Test 100"));
+    assert_eq!(reading.facts.vendor, None);
+    assert_eq!(reading.counters.total, Some(1000));
+    assert_eq!(reading.counters.unit.as_deref(), Some("sheets"));
+    assert_eq!(reading.supplies[0].percent, Some(40));
+    assert_eq!(reading.display.as_deref(), Some("Ready Tray 2"));
+    assert_eq!(reading.conditions.iter().map(|c| c.word()).collect::<Vec<_>>(), ["no-paper"]);
+    assert_eq!(reading.sources["counters.total"], "1.3.6.1.2.1.43.10.2.1.4.1.1");
+    assert_eq!(reading.sources["serial"], "1.3.6.1.2.1.43.5.1.1.17.1");
+    assert_eq!(reading.sources["supplies.1.level"], "1.3.6.1.2.1.43.11.1.1.9.1.1");
+}
+
+#[test]
+fn silence_from_the_start_ends_after_one_smaller_question() {
+    let (finished, asked) = read_losing(&Responder::of(PRINTER), None, |_| Some(Miss::Silent));
+    assert!(finished.reading.is_none() && !finished.complete);
+    assert_eq!(asked, 2);
+    let (finished, asked) = read_losing(&Responder::of(PRINTER), None, |_| Some(Miss::Refused));
+    assert!(finished.reading.is_none() && !finished.complete);
+    assert_eq!(asked, 1);
+}
+
+#[test]
+fn a_lost_packet_in_the_middle_keeps_what_is_known() {
+    let responder = Responder::of(PRINTER);
+    let (finished, _) = read_losing(&responder, None, |n| (n >= 1).then_some(Miss::Silent));
+    let reading = finished.reading.unwrap();
+    assert!(!finished.complete);
+    assert_eq!(reading.counters.total, Some(1000));
+    assert!(reading.supplies.is_empty());
+    // The second chance heals one lost GETBULK.
+    let (finished, _) = read_losing(&responder, None, |n| (n == 1).then_some(Miss::Silent));
+    assert!(finished.complete);
+    assert_eq!(finished.reading.unwrap(), whole(PRINTER));
+}
+
+#[test]
+fn a_planned_read_of_a_silent_device_asks_once_and_shows_nothing_stale() {
+    let responder = Responder::of(PRINTER);
+    let plan = responder.read(Via::SnmpV2c, None).0.plan;
+    let (finished, asked) = read_losing(&responder, Some(plan), |_| Some(Miss::Silent));
+    assert!(finished.reading.is_none() && !finished.complete);
+    assert_eq!(asked, 1);
+    // The plan survives the silence.
+    let (again, cost) = responder.read(Via::SnmpV2c, Some(finished.plan));
+    assert_eq!((again.reading, cost.packets), (Some(whole(PRINTER)), 1));
+}
+
+#[test]
+fn a_planned_read_brings_new_values() {
+    let plan = Responder::of(PRINTER).read(Via::SnmpV2c, None).0.plan;
+    let later = PRINTER
+        .replace("|65|1000", "|65|1007")
+        .replace("1.9.1.1|2|40", "1.9.1.1|2|-3")
+        .replace("|4x|40", "|4x|00");
+    let (finished, cost) = Responder::of(&later).read(Via::SnmpV2c, Some(plan));
+    let reading = finished.reading.unwrap();
+    assert_eq!(cost.packets, 1);
+    assert_eq!(reading.counters.total, Some(1007));
+    assert_eq!(reading.supplies[0].state, SupplyState::Some);
+    assert!(reading.conditions.is_empty());
+}
+
+#[test]
+fn another_device_at_the_address_is_read_in_full() {
+    let plan = Responder::of(PRINTER).read(Via::SnmpV2c, None).0.plan;
+    for other in [PRINTER.replace("SER12345", "SER99999"), PRINTER.replace("Black Toner", "Cyan Toner")] {
+        let other = other.replace("Test 100", "Test 200");
+        let (finished, cost) = Responder::of(&other).read(Via::SnmpV2c, Some(plan.clone()));
+        assert_eq!(finished.reading.unwrap(), whole(&other));
+        assert!(cost.packets > 1);
+    }
+    let switch = "1.3.6.1.2.1.1.1.0|4|Ethernet Switch\n1.3.6.1.2.1.1.2.0|6|1.3.6.1.4.1.9.1.1";
+    let (finished, _) = Responder::of(switch).read(Via::SnmpV2c, Some(plan));
+    assert!(finished.reading.is_none() && finished.complete);
+}
+
+#[test]
+fn a_plan_wears_out() {
+    let responder = Responder::of(PRINTER);
+    let (mut finished, _) = responder.read(Via::SnmpV2c, None);
+    let mut packets = Vec::new();
+    for _ in 0..30 {
+        let (next, cost) = responder.read(Via::SnmpV2c, Some(finished.plan));
+        packets.push(cost.packets);
+        finished = next;
+    }
+    assert_eq!(packets.iter().filter(|packets| **packets > 1).count(), 1);
+}
+
+#[test]
+fn rows_by_one_number_and_device_index_zero_are_rows() {
+    for row in ["0.1", "1"] {
+        let text = PRINTER.replace(".1.1|4|Black", &format!(".{row}|4|Black"));
+        let text = ["7", "8", "9"].iter().fold(text, |text, column| {
+            text.replace(&format!("43.11.1.1.{column}.1.1|"), &format!("43.11.1.1.{column}.{row}|"))
+        });
+        let reading = whole(&text);
+        assert_eq!((reading.supplies.len(), reading.supplies[0].percent), (1, Some(40)), "{row}");
+    }
+}
+
+#[test]
+fn a_responder_that_turns_in_circles_is_left() {
+    let mut read = Read::new(Via::SnmpV2c, None);
+    let mut asked = 0;
+    while let Some(request) = read.poll_request() {
+        let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
+        let varbind = |oid: &Oid| VarBind { oid: oid.clone(), value: Value::Integer(1) };
+        read.handle(Ok(Response {
+            varbinds: oids.iter().map(varbind).collect(),
+            error_status: 0,
+            error_index: 0,
+        }));
+        asked += 1;
+    }
+    assert!(asked <= 3);
+    assert!(read.finish().reading.is_none());
+}
+
+#[test]
+fn a_table_without_end_is_cut_off() {
+    let mut read = Read::new(Via::SnmpV2c, None);
+    let mut asked = 0;
+    while let Some(request) = read.poll_request() {
+        let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
+        let varbind = |oid: &Oid| VarBind { oid: oid.child(&[1]), value: Value::Integer(1) };
+        read.handle(Ok(Response {
+            varbinds: oids.iter().map(varbind).collect(),
+            error_status: 0,
+            error_index: 0,
+        }));
+        asked += 1;
+    }
+    assert!(asked <= MAX_REQUESTS);
+}
+
+fn any_oid() -> impl Strategy<Value = Oid> {
+    let roots = prop::sample::select(vec![
+        vec![1, 3, 6, 1, 2, 1, 1, 1],
+        vec![1, 3, 6, 1, 2, 1, 1, 2],
+        vec![1, 3, 6, 1, 2, 1, 25, 3, 2, 1, 2],
+        vec![1, 3, 6, 1, 2, 1, 43, 11, 1, 1, 6],
+        vec![1, 3, 6, 1, 2, 1, 43, 11, 1, 1, 9],
+        vec![1, 3, 6, 1, 2, 1, 43, 16, 5, 1, 2],
+        vec![1, 3, 6, 1, 4, 1, 2435, 2, 3, 9, 4, 2, 1, 5, 5],
+        vec![1, 3, 6, 1, 4, 1, 367, 3, 2, 1, 2, 19, 5, 1],
+        vec![],
+    ]);
+    (roots, prop::collection::vec(0u32..20, 0..4)).prop_map(|(root, tail)| Oid::new(&[root, tail].concat()))
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        any::<i64>().prop_map(Value::Integer),
+        prop::collection::vec(any::<u8>(), 0..30).prop_map(|bytes| Value::OctetString(bytes.into())),
+        "[ -~]{0,30}".prop_map(|text| Value::OctetString(text.into_bytes().into())),
+        any_oid().prop_map(Value::ObjectId),
+        any::<u32>().prop_map(Value::Counter32),
+        any::<u64>().prop_map(Value::Counter64),
+        Just(Value::EndOfMibView),
+        Just(Value::NoSuchInstance),
+        Just(Value::Null),
+    ]
+}
+
+fn any_answer() -> impl Strategy<Value = Result<Response, Miss>> {
+    let varbind = (any_oid(), any_value()).prop_map(|(oid, value)| VarBind { oid, value });
+    let response =
+        (prop::collection::vec(varbind, 0..30), prop_oneof![8 => Just(0u32), 1 => 0u32..20], 0u32..30)
+            .prop_map(|(varbinds, error_status, error_index)| {
+                Ok(Response { varbinds, error_status, error_index })
+            });
+    prop_oneof![20 => response, 1 => Just(Err(Miss::Silent))]
+}
+
+proptest! {
+    #[test]
+    fn hostile_answers_neither_panic_nor_loop(
+        answers in prop::collection::vec(any_answer(), 1..40),
+        echo in any::<bool>(),
+        via in prop::sample::select(vec![Via::SnmpV1, Via::SnmpV2c, Via::SnmpV3]),
+    ) {
+        let mut plan = None;
+        for _ in 0..3 {
+            let mut read = Read::new(via, plan.take());
+            let mut asked = 0;
+            while let Some(request) = read.poll_request() {
+                let mut answer = answers[asked % answers.len()].clone();
+                if let (true, Ok(response)) = (echo, &mut answer) {
+                    let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
+                    for (varbind, oid) in response.varbinds.iter_mut().zip(oids.iter().cycle()) {
+                        varbind.oid = oid.child(&[u32::try_from(asked).unwrap()]);
+                    }
+                }
+                read.handle(answer);
+                asked += 1;
+                prop_assert!(asked <= MAX_REQUESTS);
+            }
+            let finished = read.finish();
+            prop_assert!(finished.reading.iter().all(|reading| reading.supplies.len() < 5_000));
+            plan = Some(finished.plan);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What the leader does besides replicating: claims, plans, and settles who votes.
+//!
+//! Architecture Invariant: "I am leader" is never taken from Raft's state alone. Plans are made, and the
+//! upstream link is held, only under a claim that was committed in this leadership and is renewed by
+//! commits; its deadline counts from when the renewal was sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use quire_coordinator::claim::Claim as ClaimCore;
+use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
+use quire_coordinator::planner::{self, Change, CurrentUnit, NodeView, PlanView};
+use quire_coordinator::rows;
+use quire_coordinator::settings::Settings;
+use quire_coordinator::topology::{Reach, ReachMap};
+use quire_proto::id::{Epoch, Millis, NodeId, UnitId};
+use quire_proto::store::command::Kind;
+use quire_proto::store::outcome::Result as Answer;
+use quire_proto::store::{Claim, Grant, Heard, Link, Member, Plan, ReachRow, UnitRow};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::cluster::{Cluster, ProposeError, Role};
+
+/// How often the leader looks at its duties; a dead node is noticed at most this much later.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A peer that has acknowledged nothing for so long is dead for planning.
+const SILENT: Duration = Duration::from_millis(1_500);
+
+/// Rows in one plan entry: about 100 KB, so that one entry holds up no heartbeat.
+const PLAN_ROWS: usize = 500;
+
+/// Lazy balancing looks so often, though nothing changed.
+const LOOK_AGAIN_MS: u64 = 5_000;
+
+/// A peer that lacks fewer entries than a busy second brings has caught up.
+const CAUGHT_UP: u64 = 100;
+
+/// How long one of the leader's own commits may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The claim that this node holds, if any; the upstream link lives by it.
+pub(crate) type Held = Option<Epoch>;
+
+/// The leader's duties on one node; idle while another leads.
+pub(crate) struct Leader {
+    cluster: Cluster,
+    claim: ClaimCore,
+    held: watch::Sender<Held>,
+    link: watch::Receiver<Link>,
+    /// Log index and settings of the last look at the plan.
+    planned: Option<PlanInputs>,
+    /// Since when each member has been alive (true) or silent (false), in this leadership.
+    seen: BTreeMap<NodeId, (bool, Millis)>,
+}
+
+/// What a plan depends on; while it stays the same there is nothing to plan.
+#[derive(Clone, PartialEq)]
+struct PlanInputs {
+    settings_index: u64,
+    plan_epoch: u64,
+    /// Id, zone, draining, witness, alive.
+    members: Vec<(u64, String, bool, bool, bool)>,
+    reaches: Vec<ReachRow>,
+    /// Lazy balancing depends on time too.
+    turn: u64,
+}
+
+impl Leader {
+    /// Duties of the node behind `cluster`; tells of its claim through `held`, and all nodes of `link`.
+    pub(crate) fn new(cluster: Cluster, held: watch::Sender<Held>, link: watch::Receiver<Link>) -> Self {
+        Leader { cluster, claim: ClaimCore::new(), held, link, planned: None, seen: BTreeMap::new() }
+    }
+
+    /// Works until told to stop.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut standing = self.cluster.watch();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = tick.tick() => {}
+                changed = standing.changed() => changed.context("follow the cluster's standing")?,
+            }
+            let leads = {
+                let now = standing.borrow_and_update();
+                (now.role == Role::Leader && now.quorum).then_some(now.term)
+            };
+            self.claim.handle_leadership(leads, clock::ticks());
+            self.keep_claim().await;
+            let held = self.claim.held(clock::ticks());
+            self.held.send_if_modified(|before| std::mem::replace(before, held) != held);
+            match held {
+                Some(epoch) => self.duties(epoch).await?,
+                None => {
+                    self.planned = None;
+                    self.seen.clear();
+                }
+            }
+        }
+        self.held.send_replace(None);
+        Ok(())
+    }
+
+    async fn keep_claim(&mut self) {
+        let Some(proposal) = self.claim.poll(clock::ticks()) else { return };
+        let command = Claim {
+            node: self.cluster.me().id.0,
+            renews: proposal.renews,
+            heard: self.heard(),
+            link: Some(self.link.borrow().clone()),
+        };
+        match self.cluster.propose_here(Kind::Claim(command), PATIENCE).await {
+            Ok(outcome) => {
+                if let Some(Answer::Epoch(epoch)) = outcome.result {
+                    self.claim.handle_committed(proposal, Epoch(epoch));
+                }
+            }
+            Err(ProposeError::Rejected(why)) => {
+                tracing::info!(%why, "claim refused");
+                self.claim.handle_refused(proposal, clock::ticks());
+            }
+            Err(error) => {
+                tracing::debug!(%error, "claim not committed");
+                self.claim.handle_failed(proposal, clock::ticks());
+            }
+        }
+    }
+
+    async fn duties(&mut self, epoch: Epoch) -> anyhow::Result<()> {
+        let members = rows::members(&self.cluster.view())?;
+        self.look_at(&members);
+        self.settle_members(&members).await;
+        self.plan(epoch, &members).await
+    }
+
+    /// Notes who is alive, and since when.
+    fn look_at(&mut self, members: &[Member]) {
+        let (alive, now) = (self.alive(), clock::now());
+        self.seen.retain(|id, _| members.iter().any(|member| member.id == id.0));
+        for member in members {
+            let id = NodeId(member.id);
+            let lives = alive.contains(&id);
+            let seen = self.seen.entry(id).or_insert((lives, now));
+            if seen.0 != lives {
+                *seen = (lives, now);
+            }
+        }
+    }
+
+    /// Who acknowledged lately, this node included.
+    fn alive(&self) -> BTreeSet<NodeId> {
+        let heard = self.cluster.heard();
+        let peers = heard.iter().filter(|(_, since)| **since < SILENT).map(|(id, _)| *id);
+        peers.chain([self.cluster.me().id]).collect()
+    }
+
+    fn heard(&self) -> Vec<Heard> {
+        let lags = self.cluster.lag();
+        self.alive()
+            .into_iter()
+            .map(|id| Heard { node: id.0, lag: lags.get(&id).copied().unwrap_or(0) })
+            .collect()
+    }
+
+    fn seen(&self, member: &Member) -> (bool, Millis) {
+        self.seen.get(&NodeId(member.id)).copied().unwrap_or_default()
+    }
+
+    async fn settle_members(&self, members: &[Member]) {
+        let standing = self.cluster.watch().borrow().clone();
+        let lags = self.cluster.lag();
+        let view = MembersView {
+            leader: self.cluster.me().id,
+            members: members
+                .iter()
+                .map(|member| {
+                    let (alive, since) = self.seen(member);
+                    let id = NodeId(member.id);
+                    let caught_up =
+                        id == self.cluster.me().id || lags.get(&id).is_some_and(|lag| *lag <= CAUGHT_UP);
+                    let (zone, draining, witness) = (member.zone.clone(), member.draining, member.witness);
+                    MemberView { id, zone, alive, since, draining, witness, caught_up }
+                })
+                .collect(),
+            voters: standing.voters,
+            learners: standing.learners,
+            changing: standing.changing,
+            now: clock::now(),
+        };
+        let Some(change) = membership::decide(&view) else { return };
+        tracing::info!(?change, "membership");
+        let done = match change {
+            MembershipChange::AddLearner(id) => match members.iter().find(|member| member.id == id.0) {
+                Some(member) => self.cluster.add_learner(member).await,
+                None => return,
+            },
+            MembershipChange::SetVoters(voters) => self.cluster.change_voters(voters).await,
+            MembershipChange::RemoveLearner(id) => self.cluster.remove(id).await,
+        };
+        if let Err(error) = done {
+            tracing::info!(%error, "membership not changed; the next look tries again");
+        }
+    }
+
+    async fn plan(&mut self, claim: Epoch, members: &[Member]) -> anyhow::Result<()> {
+        let now = clock::now();
+        let tables = self.cluster.view();
+        let meta = rows::meta(&tables)?;
+        let reaches = rows::reaches(&tables)?;
+        let inputs = PlanInputs {
+            settings_index: meta.settings_index,
+            plan_epoch: meta.plan_epoch,
+            members: members
+                .iter()
+                .map(|m| (m.id, m.zone.clone(), m.draining, m.witness, self.seen(m).0))
+                .collect(),
+            reaches: reaches.clone(),
+            turn: now.0 / LOOK_AGAIN_MS,
+        };
+        if self.planned.as_ref() == Some(&inputs) {
+            return Ok(());
+        }
+        let Some(settings) = self.cluster.settings()? else { return Ok(()) };
+        let changes =
+            planner::plan(&self.plan_view(&settings, rows::units(&tables)?, members, &reaches, now));
+        drop(tables);
+        self.commit(claim, changes).await;
+        let plan_epoch = rows::meta(&self.cluster.view())?.plan_epoch;
+        self.planned = Some(PlanInputs { plan_epoch, ..inputs });
+        Ok(())
+    }
+
+    fn plan_view(
+        &self,
+        settings: &Settings,
+        units: Vec<UnitRow>,
+        members: &[Member],
+        reaches: &[ReachRow],
+        now: Millis,
+    ) -> PlanView {
+        let nodes = members.iter().map(|member| {
+            let (alive, since) = self.seen(member);
+            NodeView {
+                id: NodeId(member.id),
+                zone: member.zone.clone(),
+                alive,
+                since,
+                draining: member.draining,
+                witness: member.witness,
+                can_collect: true,
+            }
+        });
+        PlanView {
+            current: units.into_iter().filter_map(current_unit).collect(),
+            wanted: planner::units(settings),
+            nodes: nodes.collect(),
+            reach: reach_map(reaches),
+            now,
+        }
+    }
+
+    async fn commit(&self, claim: Epoch, changes: Vec<Change>) {
+        for some in changes.chunks(PLAN_ROWS) {
+            let mut plan = Plan { claim: claim.0, ..Plan::default() };
+            for change in some {
+                match change {
+                    Change::Grant { unit, node, spec, cost, hops } => plan.grants.push(Grant {
+                        unit: unit.to_string(),
+                        node: node.0,
+                        zone: spec.zone.clone(),
+                        prefix: spec.prefix.to_string(),
+                        segment: spec.segment.to_string(),
+                        cost: *cost,
+                        hops: *hops,
+                    }),
+                    Change::Drop { unit } => plan.drop_units.push(unit.to_string()),
+                }
+            }
+            tracing::info!(grants = plan.grants.len(), drops = plan.drop_units.len(), "plan");
+            if let Err(error) = self.cluster.propose_here(Kind::Plan(plan), PATIENCE).await {
+                tracing::info!(%error, "plan not committed; the next look makes a new one");
+                return;
+            }
+        }
+    }
+}
+
+fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {
+    let id: UnitId = row.unit.parse().ok()?;
+    let segment = row.segment.parse().ok()?;
+    let current = CurrentUnit {
+        owner: NodeId(row.node),
+        cost: row.cost,
+        granted_at: Millis(row.granted_at_ms),
+        segment,
+    };
+    Some((id, current))
+}
+
+fn reach_map(rows: &[ReachRow]) -> ReachMap {
+    let mut map = ReachMap::new();
+    for row in rows {
+        let Some(reach) = &row.reach else { continue };
+        let Ok(segment) = reach.segment.parse() else { continue };
+        let way = Reach { hops: reach.hops, reachable: reach.reachable };
+        map.entry(segment).or_default().insert(NodeId(row.node), way);
+    }
+    map
+}

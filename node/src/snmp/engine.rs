@@ -1,0 +1,549 @@
+//! The engine's core: who is asked what, when again, and what came of it. It owns no socket and no clock.
+//!
+//! Bounds: `Options::window` requests and as many probes (slots); `QUEUE` requests waiting for one peer; one in
+//! flight to one peer. Beyond a bound a request is `Busy` and a sweep pulls no further address.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::exchange::{Exchange, Owner};
+use super::message::{self, Answered, Opened};
+use super::pace::{Ceiling, Random};
+use super::peers::Peers;
+use super::stats::Counters;
+use super::sweep::{Ask, Run};
+use super::table::{Table, Work};
+use super::wheel::{Alarm, Wheel};
+use super::{Answer, Credential, Failure, Options, Patience, Request, Sweep, SweepEvent};
+
+/// Requests that may wait for one peer: a device answers tens a second, so that is about a second's worth.
+const QUEUE: usize = 32;
+/// RFC 6298 section 2.1: the timeout before anything was measured, microseconds.
+const FIRST_TIMEOUT: u64 = 1_000_000;
+/// The least that is waited: a printer's SNMP may take so long over a long request after a short one.
+const LEAST_TIMEOUT: u64 = 200_000;
+/// When a patient request is sent for the last time, after the first: waking takes a LaserJet 2 to 5 s.
+const PATIENT: u64 = 6_000_000;
+
+/// The result of one request, for whoever has its ticket.
+pub(crate) type Asked = (u64, Result<Answer, Failure>);
+
+pub(crate) struct Core {
+    began: Instant,
+    pub(super) options: Options,
+    pub(super) counters: Arc<Counters>,
+    pub(super) random: Random,
+    ceiling: Ceiling,
+    wheel: Wheel,
+    pub(super) table: Table,
+    pub(super) peers: Peers,
+    /// The slot whose turn it is at a peer; the others of that peer wait.
+    turns: HashMap<SocketAddr, u32>,
+    waiting: HashMap<SocketAddr, VecDeque<u32>>,
+    /// Slots to be sent now, with the id that they had: requests go before probes.
+    requests: VecDeque<Alarm>,
+    probes: VecDeque<Alarm>,
+    pub(super) sweeps: BTreeMap<u32, Run>,
+    next_sweep: u32,
+    /// The sweep that was last pulled from; they take turns.
+    last_pulled: u32,
+    /// Slots that belong to requests, not sweeps.
+    asked: usize,
+    events: VecDeque<Asked>,
+    pub(super) salt: u64,
+}
+
+impl Core {
+    /// An engine that begins at `now`; `options.seed` fixes everything that is left to chance.
+    pub(crate) fn new(mut options: Options, counters: Arc<Counters>, now: Instant) -> Core {
+        let mut random = Random::new(options.seed);
+        options.retries = options.retries.min(14);
+        Core {
+            began: now,
+            ceiling: Ceiling::new(options.rate),
+            counters,
+            wheel: Wheel::new(),
+            table: Table::default(),
+            peers: Peers::default(),
+            turns: HashMap::new(),
+            waiting: HashMap::new(),
+            requests: VecDeque::new(),
+            probes: VecDeque::new(),
+            sweeps: BTreeMap::new(),
+            next_sweep: 0,
+            last_pulled: 0,
+            asked: 0,
+            events: VecDeque::new(),
+            salt: random.next(),
+            random,
+            options,
+        }
+    }
+
+    pub(super) fn micros(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_micros() as u64
+    }
+
+    /// Puts a question to a peer; its result comes as an event with `ticket`.
+    pub(crate) fn ask(
+        &mut self,
+        ticket: u64,
+        peer: SocketAddr,
+        credential: Arc<Credential>,
+        request: &Request,
+        patience: Patience,
+    ) {
+        let queued = self.waiting.get(&peer).map_or(0, VecDeque::len);
+        if self.asked >= self.options.window || queued >= QUEUE {
+            self.events.push_back((ticket, Err(Failure::Busy)));
+            return;
+        }
+        self.asked += 1;
+        let exchange = Exchange::new(Owner::Ticket(ticket), credential, request, patience);
+        self.enter(peer, Work::Exchange(Box::new(exchange)));
+    }
+
+    /// Begins a sweep; its events are taken with `poll_sweep_event`.
+    pub(crate) fn sweep(&mut self, sweep: Sweep) -> u32 {
+        self.next_sweep += 1;
+        self.sweeps.insert(self.next_sweep, Run::new(sweep, &self.options));
+        self.next_sweep
+    }
+
+    /// Forgets a sweep. Its probes in flight are dropped as their deadlines come.
+    pub(crate) fn end_sweep(&mut self, sweep: u32) {
+        self.sweeps.remove(&sweep);
+    }
+
+    pub(crate) fn set_rate(&mut self, rate: u32) {
+        self.ceiling.set(rate);
+    }
+
+    /// Takes in a datagram. Never fails: what is not an answer to something in flight is counted and ignored.
+    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        let now = self.micros(now);
+        self.counters.packets_received.add(1);
+        self.counters.bytes_received.add(datagram.len() as u64);
+        match message::open(datagram) {
+            Err(message::Malformed) => self.counters.malformed.add(1),
+            Ok(Opened::V3(sealed)) => self.hear_v3(from, &sealed, now),
+            Ok(Opened::Community { v1, community, pdu }) => {
+                self.hear_community(from, v1, community, &pdu, now)
+            }
+        }
+    }
+
+    /// Takes in an ICMP "port unreachable" (or worse) from or about a peer.
+    pub(crate) fn handle_unreachable(&mut self, peer: SocketAddr, now: Instant) {
+        let now = self.micros(now);
+        self.counters.unreachable.add(1);
+        let Some(index) = self.turns.get(&peer).copied() else { return };
+        if self.table.slot(index).sends == 0 {
+            return;
+        }
+        match &self.table.slot(index).work {
+            Work::Vacant => {}
+            Work::Exchange(exchange) if exchange.patience == Patience::Patient => {}
+            Work::Exchange(_) => self.fail(index, Failure::Unreachable, now),
+            Work::Probe { sweep, .. } => {
+                if let Some(run) = self.sweeps.get_mut(sweep) {
+                    run.counts.unreachable += 1;
+                }
+                self.finish_probe(index, now);
+            }
+        }
+    }
+
+    /// Takes in the passing of time.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        let now = self.micros(now);
+        while let Some(alarms) = self.wheel.due(now) {
+            for alarm in alarms {
+                if !self.table.is_current(alarm.slot, alarm.id) {
+                    continue;
+                }
+                let slot = self.table.slot(alarm.slot);
+                if slot.last_id() != alarm.id {
+                    continue;
+                }
+                if slot.deadline > now {
+                    self.wheel.set(slot.deadline, alarm);
+                } else {
+                    self.expire(alarm.slot, now);
+                }
+            }
+        }
+    }
+
+    /// The next packet to send, written into `out`, or `None`: nothing to send, or not yet.
+    pub(crate) fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<SocketAddr> {
+        let now = self.micros(now);
+        loop {
+            if self.requests.is_empty() && self.probes.is_empty() && !self.pull() {
+                return None;
+            }
+            if self.ceiling.open_at() > now {
+                return None;
+            }
+            let next = self.requests.pop_front().or_else(|| self.probes.pop_front())?;
+            if !self.table.is_current(next.slot, next.id) || !self.write(next.slot, now, out) {
+                continue;
+            }
+            self.ceiling.take(now);
+            self.sent(next.slot, now);
+            self.counters.packets_sent.add(1);
+            self.counters.bytes_sent.add(out.len() as u64);
+            return Some(self.table.slot(next.slot).peer);
+        }
+    }
+
+    /// When to call `handle_timeout` and `poll_transmit` again.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let deadline = self.wheel.next();
+        let open_window = || self.window_open() && self.sweeps.values().any(Run::has_more);
+        let to_send = !self.requests.is_empty() || !self.probes.is_empty() || open_window();
+        let send = to_send.then(|| self.ceiling.open_at());
+        let at = deadline.into_iter().chain(send).min()?;
+        Some(self.began + Duration::from_micros(at))
+    }
+
+    /// The next result of a request.
+    pub(crate) fn poll_event(&mut self) -> Option<Asked> {
+        self.events.pop_front()
+    }
+
+    /// The next event of a sweep.
+    pub(crate) fn poll_sweep_event(&mut self, sweep: u32) -> Option<SweepEvent> {
+        let run = self.sweeps.get_mut(&sweep)?;
+        let event = run.next_event();
+        if run.is_over() {
+            self.sweeps.remove(&sweep);
+        }
+        event
+    }
+
+    /// True when `poll_sweep_event` would give one.
+    pub(crate) fn has_sweep_event(&self, sweep: u32) -> bool {
+        self.sweeps.get(&sweep).is_some_and(Run::has_events)
+    }
+
+    // ---- slots ----
+
+    fn window_open(&self) -> bool {
+        self.table.len() - self.asked < self.options.window
+    }
+
+    /// Opens a slot for the next address of the sweep whose turn it is.
+    fn pull(&mut self) -> bool {
+        if !self.window_open() || self.sweeps.is_empty() {
+            return false;
+        }
+        let last = self.last_pulled;
+        let (before, after): (Vec<u32>, Vec<u32>) = self.sweeps.keys().partition(|id| **id <= last);
+        for id in after.into_iter().chain(before) {
+            let Some(run) = self.sweeps.get_mut(&id) else { continue };
+            if run.stages.is_empty() {
+                while run.pull().is_some() {
+                    run.finish_one(0);
+                }
+                continue;
+            }
+            if let Some(peer) = run.pull() {
+                self.last_pulled = id;
+                self.enter(peer, Work::Probe { sweep: id, stage: 0 });
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Opens a slot and gives it its turn, or lets it wait for it.
+    fn enter(&mut self, peer: SocketAddr, work: Work) {
+        let index = self.table.open(peer, work, &mut self.random);
+        match self.turns.entry(peer) {
+            std::collections::hash_map::Entry::Occupied(_) => {
+                self.waiting.entry(peer).or_default().push_back(index)
+            }
+            std::collections::hash_map::Entry::Vacant(turn) => {
+                turn.insert(index);
+                self.begin(index);
+            }
+        }
+    }
+
+    fn begin(&mut self, index: u32) {
+        self.choose_phase(index);
+        self.schedule(index);
+    }
+
+    /// Sends the slot's question as soon as may be.
+    pub(super) fn schedule(&mut self, index: u32) {
+        let slot = self.table.slot(index);
+        let alarm = Alarm { slot: index, id: slot.next_id() };
+        match &slot.work {
+            Work::Exchange(exchange) if matches!(exchange.owner, Owner::Ticket(_)) => {
+                self.requests.push_back(alarm);
+            }
+            Work::Exchange(_) | Work::Probe { .. } | Work::Vacant => self.probes.push_back(alarm),
+        }
+    }
+
+    /// Sends a new question from the slot: no answer to an earlier one fits any more.
+    pub(super) fn turn_page(&mut self, index: u32) {
+        self.table.renumber(index, &mut self.random);
+        self.schedule(index);
+    }
+
+    /// Closes the slot; the next one that waits for the peer has its turn.
+    pub(super) fn leave(&mut self, index: u32) -> Work {
+        let peer = self.table.slot(index).peer;
+        let work = self.table.close(index);
+        if let Work::Exchange(exchange) = &work
+            && let Owner::Ticket(_) = exchange.owner
+        {
+            self.asked -= 1;
+        }
+        self.turns.remove(&peer);
+        if let Some(queue) = self.waiting.get_mut(&peer) {
+            let next = queue.pop_front();
+            if queue.is_empty() {
+                self.waiting.remove(&peer);
+            }
+            if let Some(next) = next {
+                self.turns.insert(peer, next);
+                self.begin(next);
+            }
+        }
+        work
+    }
+
+    pub(super) fn answered(&mut self, ticket: u64, result: Result<Answer, Failure>) {
+        self.events.push_back((ticket, result));
+    }
+
+    // ---- sending ----
+
+    /// Writes the slot's next transmission; `false` when its sweep is gone, and the slot with it.
+    fn write(&mut self, index: u32, now: u64, out: &mut Vec<u8>) -> bool {
+        let slot = self.table.slot(index);
+        let id = slot.next_id();
+        match &slot.work {
+            Work::Vacant => false,
+            Work::Exchange(_) => {
+                self.write_exchange(index, id, now, out);
+                true
+            }
+            Work::Probe { sweep, stage } => {
+                let Some(stage) = self.sweeps.get(sweep).map(|run| &run.stages[usize::from(*stage)]) else {
+                    self.leave(index);
+                    return false;
+                };
+                match &stage.ask {
+                    Ask::Community { message, id_at, .. } => {
+                        out.clear();
+                        out.extend_from_slice(message);
+                        out[*id_at..*id_at + 4].copy_from_slice(&id.to_be_bytes());
+                    }
+                    Ask::Discover => message::write_discovery(out, id),
+                }
+                true
+            }
+        }
+    }
+
+    /// Notes a transmission and sets its deadline.
+    fn sent(&mut self, index: u32, now: u64) {
+        let wait = self.wait(index, now);
+        let slot = self.table.slot(index);
+        if slot.sends == 0 {
+            slot.first_sent = now;
+        } else {
+            self.counters.retransmissions.add(1);
+        }
+        let slot = self.table.slot(index);
+        slot.sends += 1;
+        slot.last_sent = now;
+        slot.deadline = now + wait;
+        let alarm = Alarm { slot: index, id: slot.last_id() };
+        self.wheel.set(now + wait, alarm);
+    }
+
+    /// How many times the slot's present question is sent at most.
+    fn tries(&mut self, index: u32) -> u8 {
+        let retries = self.options.retries;
+        match &self.table.slot(index).work {
+            Work::Vacant => 0,
+            Work::Exchange(exchange) => exchange.tries(retries),
+            Work::Probe { sweep, stage } => {
+                self.sweeps.get(sweep).map_or(0, |run| run.stages[usize::from(*stage)].tries)
+            }
+        }
+    }
+
+    /// How long the transmission that goes out now waits for its answer, microseconds.
+    fn wait(&mut self, index: u32, now: u64) -> u64 {
+        let timeout = self.options.timeout.as_micros() as u64;
+        let tries = self.tries(index);
+        let slot = self.table.slot(index);
+        let (peer, sends, first_sent) = (slot.peer, slot.sends, slot.first_sent);
+        let last = sends + 1 >= tries;
+        let (measured, patient) = match &slot.work {
+            Work::Probe { sweep, .. } => {
+                return match self.sweeps.get(sweep).and_then(|run| run.patience()) {
+                    // Without a ceiling haste is wanted: the round trips of those who answered say how long to wait.
+                    Some(measured) if self.ceiling.is_none() => {
+                        let wait = (2 * measured).max(LEAST_TIMEOUT);
+                        (if last { 2 * wait } else { wait }).min(timeout)
+                    }
+                    _ => timeout,
+                };
+            }
+            Work::Exchange(exchange) => {
+                let patient = exchange.patience == Patience::Patient;
+                (self.peers.get(peer).and_then(|known| known.rtt.timeout()), patient)
+            }
+            Work::Vacant => return 0,
+        };
+        if last {
+            return timeout;
+        }
+        let base = measured.unwrap_or(FIRST_TIMEOUT).max(LEAST_TIMEOUT) << sends.min(6);
+        let jitter = self.random.below(base / 4);
+        let wait = (base + jitter).min(timeout);
+        if patient && sends + 2 == tries {
+            let first_sent = if sends == 0 { now } else { first_sent };
+            return wait.max((first_sent + PATIENT).saturating_sub(now));
+        }
+        wait
+    }
+
+    fn expire(&mut self, index: u32, now: u64) {
+        if self.table.slot(index).sends < self.tries(index) {
+            self.schedule(index);
+            return;
+        }
+        self.counters.timeouts.add(1);
+        match &self.table.slot(index).work {
+            Work::Vacant => {}
+            Work::Exchange(exchange) => {
+                let failure = exchange.when_silent();
+                self.fail(index, failure, now);
+            }
+            Work::Probe { sweep, stage } => {
+                let (sweep, stage) = (*sweep, *stage + 1);
+                if self.sweeps.get(&sweep).is_some_and(|run| usize::from(stage) < run.stages.len()) {
+                    self.table.slot(index).work = Work::Probe { sweep, stage };
+                    self.turn_page(index);
+                } else {
+                    self.finish_probe(index, now);
+                }
+            }
+        }
+    }
+
+    // ---- hearing ----
+
+    fn hear_community(&mut self, from: SocketAddr, v1: bool, community: &[u8], pdu: &Answered<'_>, now: u64) {
+        let Some((index, transmission)) = self.table.find(pdu.id) else {
+            return self.counters.unmatched.add(1);
+        };
+        let slot = self.table.slot(index);
+        let credential = match &slot.work {
+            Work::Exchange(exchange) => Some(exchange.credential.clone()),
+            Work::Probe { sweep, stage } => {
+                self.sweeps.get(sweep).and_then(|run| match &run.stages[usize::from(*stage)].ask {
+                    Ask::Community { credential, .. } => Some(credential.clone()),
+                    Ask::Discover => None,
+                })
+            }
+            Work::Vacant => None,
+        };
+        let Some(credential) = credential.filter(|credential| message::answers(credential, v1, community))
+        else {
+            return self.counters.mismatched.add(1);
+        };
+        if pdu.report {
+            return self.counters.malformed.add(1);
+        }
+        self.conclude(index, transmission, from, &credential, pdu, now);
+    }
+
+    /// An answer that is beyond doubt: decodes it and closes the slot.
+    pub(super) fn conclude(
+        &mut self,
+        index: u32,
+        transmission: u8,
+        from: SocketAddr,
+        credential: &Arc<Credential>,
+        pdu: &Answered<'_>,
+        now: u64,
+    ) {
+        let rtt = self.measure(index, transmission, now);
+        let Ok((response, undecodable)) = pdu.response() else {
+            self.counters.malformed.add(1);
+            if let Work::Exchange(_) = self.table.slot(index).work {
+                self.fail(index, Failure::Malformed, now);
+            }
+            return;
+        };
+        self.counters.undecodable.add(u64::from(undecodable));
+        let peer = self.table.slot(index).peer;
+        let engine_id = match **credential {
+            Credential::V3(_) => {
+                self.peers.get(peer).and_then(|known| known.engine.as_ref()).map(|engine| engine.id.clone())
+            }
+            Credential::V1(_) | Credential::V2c(_) => None,
+        };
+        let answer = Answer { response, rtt: Duration::from_micros(rtt), from, engine_id };
+        let sweep = match self.leave(index) {
+            Work::Vacant => return,
+            Work::Probe { sweep, .. } => sweep,
+            Work::Exchange(exchange) => match exchange.owner {
+                Owner::Ticket(ticket) => return self.answered(ticket, Ok(answer)),
+                Owner::Sweep { sweep, .. } => sweep,
+            },
+        };
+        if let Some(run) = self.sweeps.get_mut(&sweep) {
+            run.counts.answered += 1;
+            run.tell(SweepEvent::Answered { peer, credential: credential.clone(), answer });
+            run.finish_one(now);
+        }
+    }
+
+    /// Takes the round trip into the estimates.
+    pub(super) fn measure(&mut self, index: u32, transmission: u8, now: u64) -> u64 {
+        let slot = self.table.slot(index);
+        let peer = slot.peer;
+        let Some(rtt) = slot.round_trip(transmission, now) else {
+            return now.saturating_sub(slot.first_sent);
+        };
+        if let Work::Probe { sweep, .. } = &slot.work
+            && let Some(run) = self.sweeps.get_mut(sweep)
+        {
+            run.measure(rtt);
+        }
+        self.peers.meet(peer).rtt.sample(rtt);
+        rtt
+    }
+
+    /// Closes a probe that found nothing.
+    pub(super) fn finish_probe(&mut self, index: u32, now: u64) {
+        let sweep = match self.leave(index) {
+            Work::Probe { sweep, .. } => sweep,
+            Work::Exchange(exchange) => match exchange.owner {
+                Owner::Sweep { sweep, .. } => sweep,
+                Owner::Ticket(_) => return,
+            },
+            Work::Vacant => return,
+        };
+        if let Some(run) = self.sweeps.get_mut(&sweep) {
+            run.finish_one(now);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -1,0 +1,333 @@
+//! One stream to the Web Admin, from hello to its end.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use quire_coordinator::outbox::{Fetch, MAX_BATCH_OCTETS, Window};
+use quire_coordinator::rows::{self, number_key};
+use quire_coordinator::settings::{Settings, UpstreamMode};
+use quire_coordinator::tables::{Read as _, Table};
+use quire_proto::WIRE_VERSION;
+use quire_proto::id::Epoch;
+use quire_proto::store::ask::What as AskWhat;
+use quire_proto::store::command::Kind;
+use quire_proto::store::{Ack, Ask, PutUpstreamIdentities, SetUpstreamMode, UpstreamIdentity};
+use quire_proto::upstream::from_site::What as Up;
+use quire_proto::upstream::job::What as JobWhat;
+use quire_proto::upstream::link_client::LinkClient;
+use quire_proto::upstream::to_site::What as Down;
+use quire_proto::upstream::{
+    Batch, CertificateRequest, CheckIn, FromSite, Goodbye, Hello, Job, JobResult, SignRequest, ToSite,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::wire;
+use crate::clock;
+use crate::cluster::{Cluster, View};
+
+/// Messages on their way out: the window of four batches, and as many small ones.
+const OUTWARD: usize = 16;
+
+/// Between two looks at the outbox while nothing else happens.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Members without a certificate are asked for so often.
+const SIGN_EVERY: Duration = Duration::from_secs(5);
+
+/// How often a live stream says that all is well.
+const ALIVE_EVERY: Duration = Duration::from_secs(30);
+
+/// In Normal mode the stream stays so long after the last message, for jobs to arrive.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How long the server may take to welcome.
+const WELCOME: Duration = Duration::from_secs(10);
+
+/// How long a commit on behalf of the link may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How a session ended.
+pub(super) enum Ended {
+    /// Normal mode: everything is sent; the next check-in is due later.
+    CheckedIn {
+        /// When.
+        next: Duration,
+    },
+    /// Another mode was committed.
+    ModeChanged,
+    /// The server does not want this cluster, node or epoch.
+    Refused(String),
+    /// The connection broke.
+    Lost,
+}
+
+/// The mode in force: what the Web Admin asked for last, else what the settings say.
+pub(super) fn mode(cluster: &Cluster) -> UpstreamMode {
+    let asked = rows::meta(&cluster.view()).map(|meta| meta.upstream_mode).unwrap_or_default();
+    match asked.as_str() {
+        "normal" => UpstreamMode::Normal,
+        "service" => UpstreamMode::Service,
+        _ => cluster.settings().ok().flatten().map_or(Settings::default().upstream.mode, |s| s.upstream.mode),
+    }
+}
+
+/// One stream.
+pub(super) struct Session {
+    cluster: Cluster,
+    epoch: Epoch,
+    mode: UpstreamMode,
+}
+
+/// A stream that was welcomed.
+struct Welcomed {
+    session: Session,
+    up: mpsc::Sender<FromSite>,
+    window: Window,
+    quiet_since: std::time::Instant,
+}
+
+impl Session {
+    pub(super) fn new(cluster: Cluster, epoch: Epoch, mode: UpstreamMode) -> Self {
+        Session { cluster, epoch, mode }
+    }
+
+    /// Runs the stream until it ends; `connected` is called when the server has welcomed it.
+    pub(super) async fn run(self, channel: Channel, mut connected: impl FnMut()) -> anyhow::Result<Ended> {
+        let (up, outward) = mpsc::channel(OUTWARD);
+        let me = self.cluster.me();
+        let hello = Up::Hello(Hello {
+            cluster_id: me.cluster_id.to_vec().into(),
+            node: me.id.0,
+            node_name: me.name.clone(),
+            mode: self.mode.as_str().to_owned(),
+            wire_version: WIRE_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        });
+        up.send(FromSite { epoch: wire(self.epoch), what: Some(hello) }).await.context("say hello")?;
+        let mut client = LinkClient::new(channel);
+        let open = client.stream(ReceiverStream::new(outward));
+        let mut down = match tokio::time::timeout(WELCOME, open).await {
+            Err(_) => anyhow::bail!("the Web Admin does not welcome the stream"),
+            Ok(Err(status)) => return Ok(Ended::Refused(status.message().to_owned())),
+            Ok(Ok(answer)) => answer.into_inner(),
+        };
+        let first = tokio::time::timeout(WELCOME, down.message()).await;
+        let through = match first.context("wait for the welcome")? {
+            Ok(Some(ToSite { what: Some(Down::Welcome(welcome)) })) => welcome.through,
+            Ok(Some(ToSite { what: Some(Down::Refused(refused)) })) => {
+                return Ok(Ended::Refused(refused.reason));
+            }
+            Ok(_) => return Ok(Ended::Lost),
+            Err(status) => return Ok(Ended::Refused(status.message().to_owned())),
+        };
+        let meta = rows::meta(&self.cluster.view())?;
+        let mut window = Window::new(meta.outbox_acked + 1);
+        window.handle_appended(meta.outbox_next.saturating_sub(1));
+        if let Err(error) = window.handle_welcome(through) {
+            return Ok(Ended::Refused(error.to_string()));
+        }
+        tracing::info!(epoch = %self.epoch, through, "upstream link");
+        connected();
+        Welcomed { session: self, up, window, quiet_since: clock::steady() }.talk(&mut down).await
+    }
+}
+
+impl Welcomed {
+    async fn talk(mut self, down: &mut Streaming<ToSite>) -> anyhow::Result<Ended> {
+        let mut look = tokio::time::interval(LOOK);
+        let mut sign = tokio::time::interval(SIGN_EVERY);
+        let mut alive = tokio::time::interval(ALIVE_EVERY);
+        loop {
+            self.commit_ack().await;
+            self.send_batches().await?;
+            if let Some(ended) = self.finished().await? {
+                return Ok(ended);
+            }
+            tokio::select! {
+                message = down.message() => match message {
+                    Ok(Some(ToSite { what })) => {
+                        if let Some(ended) = self.handle(what).await? {
+                            return Ok(ended);
+                        }
+                    }
+                    Ok(None) | Err(_) => return Ok(Ended::Lost),
+                },
+                _ = look.tick() => {}
+                _ = sign.tick() => self.ask_for_certificates().await?,
+                _ = alive.tick() => {
+                    let check_in = self.check_in()?;
+                    self.send(Up::CheckIn(check_in)).await?;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, what: Up) -> anyhow::Result<()> {
+        let message = FromSite { epoch: wire(self.session.epoch), what: Some(what) };
+        self.up.send(message).await.context("send to the Web Admin")
+    }
+
+    /// Commits what the server stored, so that another leader does not send it again.
+    async fn commit_ack(&mut self) {
+        let Some(through) = self.window.take_ack() else { return };
+        let command = Kind::Ack(Ack { claim: wire(self.session.epoch), through });
+        if let Err(error) = self.session.cluster.propose_here(command, PATIENCE).await {
+            // The server's high-water mark makes up for it: what is sent again is skipped there.
+            tracing::debug!(%error, through, "acknowledgement not committed");
+            let acked = rows::meta(&self.session.cluster.view()).map_or(0, |meta| meta.outbox_acked);
+            self.window.handle_ack_failed(acked);
+        }
+    }
+
+    async fn send_batches(&mut self) -> anyhow::Result<()> {
+        let tables = self.session.cluster.view();
+        self.window.handle_appended(rows::meta(&tables)?.outbox_next.saturating_sub(1));
+        while let Some(want) = self.window.wants() {
+            let entries = entries(&tables, want)?;
+            let Some(last) = (entries.len() as u64).checked_sub(1) else {
+                anyhow::bail!("outbox entry {} is missing", want.from);
+            };
+            self.send(Up::Batch(Batch { first_seq: want.from, entries })).await?;
+            self.window.handle_sent(want.from + last, clock::ticks());
+            self.quiet_since = clock::steady();
+        }
+        Ok(())
+    }
+
+    /// Ends the stream where the mode says so.
+    async fn finished(&mut self) -> anyhow::Result<Option<Ended>> {
+        let now = mode(&self.session.cluster);
+        if now != self.session.mode {
+            self.send(Up::Goodbye(Goodbye {})).await?;
+            return Ok(Some(Ended::ModeChanged));
+        }
+        let quiet = clock::steady().duration_since(self.quiet_since) > LINGER;
+        if now == UpstreamMode::Normal && quiet && self.window.pending() == 0 {
+            self.send(Up::Goodbye(Goodbye {})).await?;
+            let every = self
+                .session
+                .cluster
+                .settings()?
+                .map_or(Settings::default().upstream.check_in_ms, |s| s.upstream.check_in_ms);
+            return Ok(Some(Ended::CheckedIn { next: Duration::from_millis(every) }));
+        }
+        Ok(None)
+    }
+
+    async fn handle(&mut self, what: Option<Down>) -> anyhow::Result<Option<Ended>> {
+        match what {
+            Some(Down::Received(received)) => {
+                self.quiet_since = clock::steady();
+                if let Err(error) = self.window.handle_received(received.through) {
+                    return Ok(Some(Ended::Refused(error.to_string())));
+                }
+            }
+            Some(Down::Signed(signed)) => {
+                let identities = signed
+                    .certificates
+                    .into_iter()
+                    .map(|issued| UpstreamIdentity {
+                        node: issued.node,
+                        certificate_der: issued.certificate_der,
+                    })
+                    .collect();
+                let command = Kind::PutUpstreamIdentities(PutUpstreamIdentities { identities });
+                if let Err(error) = self.session.cluster.propose_here(command, PATIENCE).await {
+                    tracing::debug!(%error, "certificates not committed; they are asked for again");
+                }
+            }
+            Some(Down::Job(job)) => {
+                self.quiet_since = clock::steady();
+                let result = self.session.work(job).await;
+                self.send(Up::JobResult(result)).await?;
+            }
+            Some(Down::Refused(refused)) => return Ok(Some(Ended::Refused(refused.reason))),
+            // A second welcome, or a message of a newer version.
+            Some(Down::Welcome(_)) | None => {}
+        }
+        Ok(None)
+    }
+
+    async fn ask_for_certificates(&self) -> anyhow::Result<()> {
+        let requests: Vec<CertificateRequest> = rows::members(&self.session.cluster.view())?
+            .into_iter()
+            .filter(|member| {
+                member.upstream_certificate_der.is_empty() && !member.upstream_csr_der.is_empty()
+            })
+            .map(|member| CertificateRequest {
+                node: member.id,
+                name: member.name,
+                csr_der: member.upstream_csr_der,
+            })
+            .collect();
+        if !requests.is_empty() {
+            self.send(Up::Sign(SignRequest { requests })).await?;
+        }
+        Ok(())
+    }
+
+    fn check_in(&self) -> anyhow::Result<CheckIn> {
+        let tables = self.session.cluster.view();
+        let meta = rows::meta(&tables)?;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(CheckIn {
+            at_ms: clock::now().0,
+            members: count(rows::members(&tables)?.len()),
+            alive: count(meta.heard.len()),
+            devices: meta.devices,
+            units: rows::units(&tables)?.len() as u64,
+            pending: meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked),
+        })
+    }
+}
+
+/// The wanted entries as stored, as many as a batch may hold; fewer where one is missing.
+fn entries(tables: &View, want: Fetch) -> anyhow::Result<Vec<Bytes>> {
+    let count = usize::try_from(want.through + 1 - want.from).unwrap_or(usize::MAX);
+    let mut entries: Vec<Bytes> = Vec::new();
+    let mut octets = 0;
+    for (key, entry) in tables.range(Table::Outbox, &number_key(want.from), count)? {
+        octets += entry.len();
+        let next = key.as_ref() == number_key(want.from + entries.len() as u64);
+        if !next || (octets > MAX_BATCH_OCTETS && !entries.is_empty()) {
+            break;
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+impl Session {
+    /// Does what the Web Admin asks for.
+    async fn work(&self, job: Job) -> JobResult {
+        let by = "web admin".to_owned();
+        let command = match job.what {
+            Some(JobWhat::SweepSegment(segment)) => {
+                Kind::Ask(Ask { by, what: Some(AskWhat::SweepSegment(segment)) })
+            }
+            Some(JobWhat::ReadDevice(device)) => {
+                Kind::Ask(Ask { by, what: Some(AskWhat::ReadDevice(device)) })
+            }
+            Some(JobWhat::ServiceMode(on)) => {
+                let mode = if on { UpstreamMode::Service } else { UpstreamMode::Normal };
+                Kind::SetUpstreamMode(SetUpstreamMode { mode: mode.as_str().to_owned(), by })
+            }
+            Some(JobWhat::SettingsToml(text)) => match self.cluster.seal_settings(&text, &by) {
+                Ok((command, _)) => Kind::PutSettings(command),
+                Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
+            },
+            None => {
+                let detail = "this version does not know the job".to_owned();
+                return JobResult { id: job.id, ok: false, detail };
+            }
+        };
+        match self.cluster.propose_here(command, PATIENCE).await {
+            Ok(_) => JobResult { id: job.id, ok: true, detail: String::new() },
+            Err(error) => JobResult { id: job.id, ok: false, detail: error.to_string() },
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! A cluster of real processes, by the contract and nothing else: `quire node`, `quire …`, `quire-admin`.
+//!
+//! API: [`Cluster::start`] (nodes that have formed a cluster), [`Cluster::start_admin`] and
+//! [`Cluster::enroll`], [`Cluster::apply`], [`Cluster::status`], [`Cluster::list`], [`Cluster::admin_list`],
+//! [`Cluster::kill`], [`Cluster::restart`], [`Cluster::finish`]. Everything waits by asking the programs
+//! themselves; nothing sleeps for luck. Each cluster has a loopback address of its own, so that tests that
+//! run beside each other share no port. Dropping it leaves no process behind.
+
+use crate::process::{Output, Process, complain, free_tcp_port, http_get, run, wait};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+/// For one command.
+pub const COMMAND: Duration = Duration::from_secs(30);
+/// For a node to start, join or take over on a busy machine.
+pub const TRANSITION: Duration = Duration::from_secs(60);
+/// For a node to end after SIGTERM.
+const GOODBYE: Duration = Duration::from_secs(20);
+
+/// Where the programs under test are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    dir: PathBuf,
+}
+
+impl Programs {
+    /// `QUIRE_BIN_DIR`, else the directory of the running program, or that above it for a test
+    /// (`target/debug/deps/…`).
+    pub fn find() -> Result<Programs> {
+        if let Some(dir) = std::env::var_os("QUIRE_BIN_DIR") {
+            return Ok(Programs { dir: dir.into() });
+        }
+        let this = std::env::current_exe().context("find this program")?;
+        let dir = this.ancestors().skip(1).find(|dir| dir.join("quire").is_file());
+        let dir = dir.context("find `quire` beside this program: run `cargo build --bins` first")?;
+        Ok(Programs { dir: dir.to_owned() })
+    }
+
+    /// A program by name.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Runs `quire` with these arguments.
+    pub fn quire(&self, args: &[&str]) -> Result<Output> {
+        run(&self.path("quire"), args, COMMAND)
+    }
+}
+
+/// `status --format json`, as far as tests need it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Who answers.
+    pub node: String,
+    /// Its role.
+    pub role: String,
+    /// Who leads, where known.
+    pub leader: Option<String>,
+    /// Raft term.
+    pub term: u64,
+    /// Whether the answering node has quorum.
+    pub quorum: bool,
+    /// Every node.
+    pub members: Vec<Member>,
+    /// Units of the plan.
+    pub units: u64,
+    /// Units that nobody owns.
+    pub unassigned: u64,
+    /// Devices known.
+    pub devices: u64,
+    /// The link to the Web Admin.
+    pub upstream: Upstream,
+}
+
+/// One row of `members`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its number in the cluster.
+    pub id: u64,
+    /// voter, learner or witness.
+    pub role: String,
+    /// Whether the others hear it.
+    pub alive: bool,
+    /// Units it owns.
+    pub units: u64,
+    /// Devices it reads.
+    pub devices: u64,
+}
+
+/// `upstream` of the status.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Upstream {
+    /// connected, connecting, disabled or refused.
+    pub state: String,
+    /// The node that holds the link.
+    pub holder: Option<String>,
+    /// Epoch of its claim.
+    pub epoch: u64,
+    /// Outbox number that the Web Admin has.
+    pub acked: u64,
+    /// Entries that wait.
+    pub pending: u64,
+}
+
+/// One node: its place and, while it runs, its process.
+#[derive(Debug)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Data directory.
+    pub data: PathBuf,
+    /// Where the others reach it.
+    pub listen: SocketAddr,
+    /// Where people reach it.
+    pub console: SocketAddr,
+    process: Option<Process>,
+}
+
+/// The Web Admin.
+#[derive(Debug)]
+pub struct Admin {
+    /// Data directory.
+    pub data: PathBuf,
+    /// Where sites connect.
+    pub listen: SocketAddr,
+    /// Where people reach it.
+    pub console: SocketAddr,
+    process: Process,
+}
+
+/// Real processes that form one cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    host: IpAddr,
+    programs: Programs,
+    nodes: Vec<Node>,
+    admin: Option<Admin>,
+    announced: Vec<String>,
+    errors: Vec<String>,
+    finished: bool,
+}
+
+impl Cluster {
+    /// Starts the first of `names` with `--init demo`, joins the others and waits until every node sees all
+    /// of them alive and a leader.
+    pub fn start(names: &[&str]) -> Result<Cluster> {
+        let mut cluster = Cluster::empty(own_host())?;
+        let (first, others) = names.split_first().context("name at least one node")?;
+        cluster.init(first)?;
+        for name in others {
+            cluster.join(name)?;
+        }
+        cluster.await_whole()?;
+        Ok(cluster)
+    }
+
+    /// A place for a cluster on `host`, with no process yet.
+    pub fn empty(host: IpAddr) -> Result<Cluster> {
+        let dir = tempfile::Builder::new().prefix("quire-").tempdir().context("make a directory")?;
+        let programs = Programs::find()?;
+        Ok(Cluster {
+            dir,
+            host,
+            programs,
+            nodes: Vec::new(),
+            admin: None,
+            announced: Vec::new(),
+            errors: Vec::new(),
+            finished: false,
+        })
+    }
+
+    /// Starts the first node of a new cluster and waits until it leads.
+    pub fn init(&mut self, name: &str) -> Result<()> {
+        self.add(name)?;
+        self.spawn(name, &["--init", "demo"])?;
+        wait("the first node to lead", TRANSITION, || {
+            let status = self.status_of(name)?;
+            ensure!(status.quorum && status.leader.as_deref() == Some(name), "it says {status:?}");
+            Ok(())
+        })
+    }
+
+    /// Joins one more node with a fresh token and waits until it answers.
+    pub fn join(&mut self, name: &str) -> Result<()> {
+        let door = self.nodes.first().context("join: no first node")?.listen.to_string();
+        let token = self.token()?;
+        let file = self.dir.path().join(format!("{name}.token"));
+        std::fs::write(&file, token).context("write a token")?;
+        self.add(name)?;
+        self.spawn(name, &["--join", &door, "--token", &format!("@{}", file.display())])?;
+        wait(&format!("{name} to join"), TRANSITION, || {
+            self.still_runs(name)?;
+            ensure!(self.status_of(name)?.quorum, "{name} has no quorum");
+            Ok(())
+        })
+    }
+
+    /// A fresh join token.
+    pub fn token(&self) -> Result<String> {
+        let said = self.any(&["token", "create"])?.ok()?;
+        Ok(said.lines().last().context("`token create` printed nothing")?.trim().to_owned())
+    }
+
+    /// Waits until every running node sees every node alive, and the same leader.
+    pub fn await_whole(&self) -> Result<()> {
+        wait("every node to see all others", TRANSITION, || {
+            for node in self.nodes.iter().filter(|node| node.process.is_some()) {
+                let status = self.status_of(&node.name)?;
+                let alive = status.members.iter().filter(|member| member.alive).count();
+                ensure!(
+                    status.quorum && status.leader.is_some(),
+                    "{} knows no leader: {status:?}",
+                    node.name
+                );
+                ensure!(alive == self.nodes.len(), "{} sees {alive} nodes: {status:?}", node.name);
+            }
+            Ok(())
+        })
+    }
+
+    fn add(&mut self, name: &str) -> Result<()> {
+        let data = self.dir.path().join(name);
+        let listen = SocketAddr::new(self.host, free_tcp_port(self.host)?);
+        let console = SocketAddr::new(self.host, free_tcp_port(self.host)?);
+        self.nodes.push(Node { name: name.to_owned(), data, listen, console, process: None });
+        Ok(())
+    }
+
+    fn spawn(&mut self, name: &str, first_start: &[&str]) -> Result<()> {
+        let log = self.log_of(name);
+        let program = self.programs.path("quire");
+        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
+        let data = node.data.display().to_string();
+        let (listen, console) = (node.listen.to_string(), node.console.to_string());
+        let mut args = vec!["node", "--data-dir", &data];
+        if !first_start.is_empty() {
+            args.extend(["--name", name, "--listen", &listen, "--console", &console]);
+            args.extend(first_start);
+        }
+        node.process = Some(Process::start(name, &program, &args, &log)?);
+        Ok(())
+    }
+
+    /// Where a node's log goes, over all its starts.
+    #[must_use]
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
+    }
+
+    /// A file in the cluster's temporary directory.
+    #[must_use]
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where the programs are.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// All nodes, running or not.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no node {name}"))
+    }
+
+    /// The Web Admin, once started.
+    #[must_use]
+    pub fn admin(&self) -> Option<&Admin> {
+        self.admin.as_ref()
+    }
+
+    /// Runs `quire --data-dir D ARGS` against one node.
+    pub fn quire(&self, name: &str, args: &[&str]) -> Result<Output> {
+        let data = self.node(name)?.data.display().to_string();
+        self.programs.quire(&[&["--data-dir", &data], args].concat())
+    }
+
+    /// The same against the first running node.
+    pub fn any(&self, args: &[&str]) -> Result<Output> {
+        let node = self.nodes.iter().find(|node| node.process.is_some()).context("no node runs")?;
+        self.quire(&node.name, args)
+    }
+
+    /// A listing as JSON from the first running node: `["devices"]`, `["units"]`, `["readings"]`.
+    pub fn list(&self, what: &[&str]) -> Result<Vec<Value>> {
+        self.any(&[what, &["--format", "json"]].concat())?.json()
+    }
+
+    /// One node's status.
+    pub fn status_of(&self, name: &str) -> Result<Status> {
+        let rows = self.quire(name, &["status", "--format", "json"])?.json()?;
+        let row = rows.into_iter().next().context("`status` printed nothing")?;
+        serde_json::from_value(row).context("read `status`")
+    }
+
+    /// The status by the first running node.
+    pub fn status(&self) -> Result<Status> {
+        let node = self.nodes.iter().find(|node| node.process.is_some()).context("no node runs")?;
+        self.status_of(&node.name)
+    }
+
+    /// Applies settings, all or nothing.
+    pub fn apply(&self, settings: &str) -> Result<String> {
+        let file = self.scratch("settings.toml");
+        std::fs::write(&file, settings).context("write the settings")?;
+        self.any(&["settings", "apply", &file.display().to_string()])?.ok()
+    }
+
+    /// Starts the Web Admin and waits for its console.
+    pub fn start_admin(&mut self) -> Result<()> {
+        let data = self.dir.path().join("admin");
+        let listen = SocketAddr::new(self.host, free_tcp_port(self.host)?);
+        let console = SocketAddr::new(self.host, free_tcp_port(self.host)?);
+        self.start_admin_at(data, listen, console)
+    }
+
+    /// The same at given addresses.
+    pub fn start_admin_at(&mut self, data: PathBuf, listen: SocketAddr, console: SocketAddr) -> Result<()> {
+        let (path, on, people) = (data.display().to_string(), listen.to_string(), console.to_string());
+        let args = ["serve", "--data-dir", &path, "--listen", &on, "--console", &people];
+        let mut process =
+            Process::start("admin", &self.programs.path("quire-admin"), &args, &self.log_of("admin"))?;
+        wait("the Web Admin to answer", TRANSITION, || {
+            if let Some(status) = process.ended() {
+                bail!("it ended with {status}\n{}", process.tail());
+            }
+            let (status, _) = http_get(console, "/readyz")?;
+            ensure!(status == 200, "/readyz says {status}");
+            Ok(())
+        })?;
+        self.admin = Some(Admin { data, listen, console, process });
+        Ok(())
+    }
+
+    /// Runs `quire-admin --data-dir D ARGS`.
+    pub fn quire_admin(&self, args: &[&str]) -> Result<Output> {
+        let admin = self.admin.as_ref().context("no Web Admin runs")?;
+        let data = admin.data.display().to_string();
+        run(&self.programs.path("quire-admin"), &[&["--data-dir", &data], args].concat(), COMMAND)
+    }
+
+    /// A listing of the Web Admin as JSON: `devices`, `readings`, `links`.
+    pub fn admin_list(&self, what: &str) -> Result<Vec<Value>> {
+        self.quire_admin(&[what, "--format", "json"])?.json()
+    }
+
+    /// Adds a site, enrols the cluster and waits until the link is up.
+    pub fn enroll(&self, site: &str) -> Result<()> {
+        let admin = self.admin.as_ref().context("no Web Admin runs")?;
+        let said = self.quire_admin(&["site", "add", site])?.ok()?;
+        let field = |name: &str| {
+            let line = said.lines().find_map(|line| line.trim().strip_prefix(name)).map(str::trim);
+            line.with_context(|| format!("`site add` printed no `{name}`: {said}"))
+        };
+        let code = self.scratch("enrolment.code");
+        std::fs::write(&code, field("code:")?).context("write the code")?;
+        let (url, code) = (format!("https://{}", admin.listen), format!("@{}", code.display()));
+        self.any(&["enroll", "--upstream", &url, "--code", &code, "--pin", field("pin:")?])?.ok()?;
+        self.await_upstream().map(drop)
+    }
+
+    /// Waits until some node holds the upstream link; gives the status that says so.
+    pub fn await_upstream(&self) -> Result<Status> {
+        wait("the upstream link", TRANSITION, || {
+            let status = self.status()?;
+            ensure!(status.upstream.state == "connected", "it is {:?}", status.upstream);
+            Ok(status)
+        })
+    }
+
+    /// Whoever leads by the first running node's word.
+    pub fn leader(&self) -> Result<String> {
+        wait("a leader", TRANSITION, || {
+            let status = self.status()?;
+            let leader = status.leader.filter(|_| status.quorum).context("nobody leads")?;
+            let runs = self.nodes.iter().any(|node| node.name == leader && node.process.is_some());
+            ensure!(runs, "{leader} does not run");
+            Ok(leader)
+        })
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
+        let mut process = node.process.take().with_context(|| format!("{name} does not run"))?;
+        process.kill();
+        self.errors.extend(process.errors());
+        Ok(())
+    }
+
+    /// Ends a node politely.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
+        let mut process = node.process.take().with_context(|| format!("{name} does not run"))?;
+        let ended = process.terminate(GOODBYE);
+        self.errors.extend(process.errors());
+        ended.map(drop)
+    }
+
+    /// Starts a node again, with nothing but its data directory.
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        self.spawn(name, &[])
+    }
+
+    fn still_runs(&mut self, name: &str) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
+        let process = node.process.as_mut().with_context(|| format!("{name} does not run"))?;
+        match process.ended() {
+            None => Ok(()),
+            Some(status) => bail!("{name} ended with {status}\n{}", process.tail()),
+        }
+    }
+
+    /// Process ids of everything that runs.
+    #[must_use]
+    pub fn process_ids(&self) -> Vec<u32> {
+        let nodes = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        nodes.chain(self.admin.as_ref().map(|admin| &admin.process)).map(Process::id).collect()
+    }
+
+    /// Lines of level ERROR that contain `text` are expected from now on.
+    pub fn announce(&mut self, text: &str) {
+        self.announced.push(text.to_owned());
+    }
+
+    /// Ends everything politely and fails on any ERROR line that was not announced.
+    pub fn finish(mut self) -> Result<()> {
+        let mut errors = std::mem::take(&mut self.errors);
+        // The Web Admin last: a node that still has a link must not lose it before it is asked to end.
+        let nodes = self.nodes.iter_mut().filter_map(|node| node.process.take());
+        let admin = self.admin.take().map(|admin| admin.process);
+        for mut process in nodes.chain(admin) {
+            let ended = process.terminate(GOODBYE);
+            errors.extend(process.errors());
+            let status = ended?;
+            ensure!(
+                status.success(),
+                "{} ended with {status} after SIGTERM\n{}",
+                process.name(),
+                process.tail()
+            );
+        }
+        errors.retain(|line| !self.announced.iter().any(|known| line.contains(known)));
+        ensure!(errors.is_empty(), "ERROR lines that nobody announced:\n{}", errors.join("\n"));
+        self.finished = true;
+        Ok(())
+    }
+}
+
+/// Without [`Cluster::finish`] something failed: say all that is known.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        complain(&format!("status at the end: {:?}", self.status()));
+        let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        for process in processes.chain(self.admin.as_ref().map(|admin| &admin.process)) {
+            complain(&format!("{}{}", process.tail(), process.errors().join("\n")));
+        }
+    }
+}
+
+/// An address of 127.0.0.0/8 for one cluster: by process, and counted within it. 127.128.0.0/9 is left to
+/// clusters; simulated devices are below.
+#[must_use]
+pub fn own_host() -> IpAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    IpAddr::V4(Ipv4Addr::new(127, 128 | (n & 0x7F), high, low.clamp(1, 254)))
+}
+
+/// Settings that search `segments` for SNMP devices on `port` and read them every 10 s.
+#[must_use]
+pub fn settings(segments: &[&str], port: u16, rate: u32) -> String {
+    format!(
+        "[discovery]\nsegments = {segments:?}\nrate = {rate}\nport = {port}\n\n[metering]\nevery = \"10s\"\n\n\
+         [[snmp]]\nversion = \"2c\"\ncommunity = \"public\"\n\n[http]\nchromium = false\n"
+    )
+}
