@@ -5,10 +5,10 @@
 //! commits; its deadline counts from when the renewal was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use quire_coordinator::claim::{ANSWER_WITHIN_MS, Claim as ClaimCore};
+use quire_coordinator::claim::Claim as ClaimCore;
 use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
 use quire_coordinator::planner::{self, Change, CurrentUnit, NodeView, PlanView};
 use quire_coordinator::rows;
@@ -54,6 +54,8 @@ pub(crate) struct Leader {
     link: watch::Receiver<Link>,
     /// Log index and settings of the last look at the plan.
     planned: Option<PlanInputs>,
+    /// Since when this node leads, and in which term.
+    leading: Option<(u64, Instant)>,
     /// Since when each member has been alive (true) or silent (false), in this leadership.
     seen: BTreeMap<NodeId, (bool, Millis)>,
 }
@@ -78,7 +80,8 @@ impl Leader {
         held: watch::Sender<Option<Epoch>>,
         link: watch::Receiver<Link>,
     ) -> Self {
-        Leader { cluster, claim: ClaimCore::new(), held, link, planned: None, seen: BTreeMap::new() }
+        let (claim, seen) = (ClaimCore::new(), BTreeMap::new());
+        Leader { cluster, claim, held, link, planned: None, leading: None, seen }
     }
 
     /// Works until told to stop.
@@ -97,9 +100,12 @@ impl Leader {
                 (now.role == Role::Leader && now.quorum).then_some(now.term)
             };
             self.claim.handle_leadership(leads, clock::ticks());
+            if self.leading.map(|(term, _)| term) != leads {
+                self.leading = leads.map(|term| (term, clock::steady()));
+            }
             // A claim that has run out is given up before anything here waits for a commit.
             self.tell_held();
-            self.keep_claim().await;
+            self.keep_claim().await?;
             match self.tell_held() {
                 Some(epoch) => self.duties(epoch).await?,
                 None => {
@@ -119,16 +125,16 @@ impl Leader {
         held
     }
 
-    async fn keep_claim(&mut self) {
-        let Some(proposal) = self.claim.poll(clock::ticks()) else { return };
+    async fn keep_claim(&mut self) -> anyhow::Result<()> {
+        let Some(proposal) = self.claim.poll(clock::ticks()) else { return Ok(()) };
+        let members = rows::members(&self.cluster.view())?;
         let command = Claim {
             node: self.cluster.me().id.0,
             renews: proposal.renews,
-            heard: self.heard(),
+            heard: self.heard(&members),
             link: Some(self.link.borrow().clone()),
         };
-        let patience = Duration::from_millis(ANSWER_WITHIN_MS);
-        match self.cluster.propose_here(Kind::Claim(command), patience).await {
+        match self.cluster.propose_here(Kind::Claim(command), PATIENCE).await {
             Ok(outcome) => {
                 if let Some(Answer::Epoch(epoch)) = outcome.result {
                     self.claim.handle_committed(proposal, Epoch(epoch));
@@ -143,18 +149,31 @@ impl Leader {
                 self.claim.handle_failed(proposal, clock::ticks());
             }
         }
+        Ok(())
     }
 
     async fn duties(&mut self, epoch: Epoch) -> anyhow::Result<()> {
         let members = rows::members(&self.cluster.view())?;
         self.look_at(&members);
+        // The plan first: a lost node's units are looked after before its vote is.
+        self.plan(epoch, &members).await?;
         self.settle_members(&members).await;
-        self.plan(epoch, &members).await
+        self.make_way(&members).await;
+        Ok(())
+    }
+
+    /// A node that is being drained leads no longer than until another can.
+    async fn make_way(&self, members: &[Member]) {
+        let me = self.cluster.me().id;
+        let drained = members.iter().any(|member| member.id == me.0 && member.draining);
+        if drained && self.cluster.successor().is_some() {
+            self.cluster.hand_over(PATIENCE).await;
+        }
     }
 
     /// Notes who is alive, and since when.
     fn look_at(&mut self, members: &[Member]) {
-        let (alive, now) = (self.alive(), clock::now());
+        let (alive, now) = (self.alive(members), clock::now());
         self.seen.retain(|id, _| members.iter().any(|member| member.id == id.0));
         for member in members {
             let id = NodeId(member.id);
@@ -166,19 +185,25 @@ impl Leader {
         }
     }
 
-    /// Who acknowledged lately, this node included.
-    fn alive(&self) -> BTreeSet<NodeId> {
-        let heard = self.cluster.heard();
-        let peers = heard.iter().filter(|(_, since)| **since < SILENT).map(|(id, _)| *id);
-        peers.chain([self.cluster.me().id]).collect()
+    /// Who is not known to be gone and acknowledged lately, this node included. A new leader gives those
+    /// it has not heard yet the time in which they would have been.
+    fn alive(&self, members: &[Member]) -> BTreeSet<NodeId> {
+        let (heard, gone) = (self.cluster.heard(), self.cluster.gone());
+        let led = self.leading.map_or(Duration::ZERO, |(_, since)| clock::steady() - since);
+        let lives = |id: &NodeId| {
+            let silent = heard.get(id).copied();
+            let back = |gone: &Duration| silent.is_some_and(|silent| silent < *gone);
+            silent.unwrap_or(led) < SILENT && gone.get(id).is_none_or(back)
+        };
+        let me = self.cluster.me().id;
+        members.iter().map(|member| NodeId(member.id)).filter(|id| *id == me || lives(id)).collect()
     }
 
-    fn heard(&self) -> Vec<Heard> {
-        let lags = self.cluster.lag();
-        self.alive()
-            .into_iter()
-            .map(|id| Heard { node: id.0, lag: lags.get(&id).copied().unwrap_or(0) })
-            .collect()
+    fn heard(&self, members: &[Member]) -> Vec<Heard> {
+        let (lags, acked) = (self.cluster.lag(), self.cluster.acked());
+        let of = |numbers: &BTreeMap<NodeId, u64>, id| numbers.get(&id).copied().unwrap_or(0);
+        let alive = self.alive(members).into_iter();
+        alive.map(|id| Heard { node: id.0, lag: of(&lags, id), acked: of(&acked, id) }).collect()
     }
 
     fn seen(&self, member: &Member) -> (bool, Millis) {
@@ -258,7 +283,7 @@ impl Leader {
             planner::plan(&self.plan_view(&settings, rows::units(&tables)?, members, &reaches, now));
         drop(tables);
         // What was not committed is planned again at the next tick, not at the next change.
-        self.planned = match self.commit(claim, changes).await {
+        self.planned = match self.commit(claim, changes).await? {
             true => {
                 let plan_epoch = rows::meta(&self.cluster.view())?.plan_epoch;
                 Some(PlanInputs { plan_epoch, ..inputs })
@@ -298,10 +323,10 @@ impl Leader {
     }
 
     /// True when all of it was committed.
-    async fn commit(&mut self, claim: Epoch, changes: Vec<Change>) -> bool {
+    async fn commit(&mut self, claim: Epoch, changes: Vec<Change>) -> anyhow::Result<bool> {
         for some in changes.chunks(PLAN_ROWS) {
             // A large plan takes many entries, and the claim must outlive them.
-            self.keep_claim().await;
+            self.keep_claim().await?;
             let mut plan = Plan { claim: claim.0, ..Plan::default() };
             for change in some {
                 match change {
@@ -320,10 +345,10 @@ impl Leader {
             tracing::info!(grants = plan.grants.len(), drops = plan.drop_units.len(), "plan");
             if let Err(error) = self.cluster.propose_here(Kind::Plan(plan), PATIENCE).await {
                 tracing::info!(%error, "plan not committed; the next look makes a new one");
-                return false;
+                return Ok(false);
             }
         }
-        true
+        Ok(true)
     }
 }
 

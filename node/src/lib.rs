@@ -49,6 +49,7 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     tracing::info!(node = %me.name, id = %me.id, cluster = %me.cluster_name, "started");
     let snmp = Snmp::bind(snmp::Options::default()).await.context("open the SNMP sockets")?;
     let stop = CancellationToken::new();
+    let collect = stop.child_token();
     let (held, claim) = watch::channel(None);
     let (tell_link, link) = watch::channel(Link::default());
     let (reporter, proposer) = Reporter::new(cluster.clone());
@@ -70,10 +71,15 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     tasks.spawn("console", console::serve(Arc::clone(&site), console_address));
     tasks.spawn("control", console::serve_control(site, data_dir));
     if !witness {
-        tasks.spawn("collector", Collector::new(cluster.clone(), snmp, reporter).run(stop.clone()));
+        tasks.spawn("collector", Collector::new(cluster.clone(), snmp, reporter).run(collect.clone()));
         tasks.spawn("reachability", Reachability::new(cluster.clone()).run(stop.clone()));
     }
-    let ended = tasks.until_told(&stop).await;
+    let first = tasks.until_told().await?;
+    if first.is_none() {
+        collect.cancel();
+        take_leave(&cluster).await;
+    }
+    let ended = tasks.stop(first, &stop).await;
     cluster.shutdown().await;
     ended
 }
@@ -108,15 +114,19 @@ impl Tasks {
         self.0.spawn(async move { (name, task.await) });
     }
 
-    /// Waits for a signal or the first task that ends, then stops the others.
-    async fn until_told(mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+    /// Waits for a signal or the first task that ends.
+    async fn until_told(&mut self) -> anyhow::Result<Option<Ended>> {
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let first = tokio::select! {
+        Ok(tokio::select! {
             _ = terminate.recv() => None,
             _ = interrupt.recv() => None,
             ended = self.0.join_next() => ended,
-        };
+        })
+    }
+
+    /// Stops all others, and says what `first` means.
+    async fn stop(mut self, first: Option<Ended>, stop: &CancellationToken) -> anyhow::Result<()> {
         stop.cancel();
         let drained = tokio::time::timeout(STOPPING, async { while self.0.join_next().await.is_some() {} });
         if drained.await.is_err() {
@@ -130,6 +140,23 @@ impl Tasks {
         }
     }
 }
+
+/// What a task came to.
+type Ended = Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>;
+
+/// Before a polite end: another node leads, and what this one learnt is committed. Nobody waits long for
+/// it: without quorum neither can be.
+async fn take_leave(cluster: &Cluster) {
+    let patience = tokio::time::Instant::now() + LEAVING;
+    cluster.hand_over(LEAVING).await;
+    let spool = cluster.spool();
+    while !spool.is_empty() && cluster.watch().borrow().quorum && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// How long a leave may take.
+const LEAVING: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long tasks may take to stop.
 const STOPPING: std::time::Duration = std::time::Duration::from_secs(5);

@@ -433,6 +433,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Sends a signal to a running node.
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        let process = self.node(name)?.process.as_ref();
+        process.with_context(|| format!("{name} does not run"))?.signal(signal);
+        Ok(())
+    }
+
     /// Ends a node politely.
     pub fn stop(&mut self, name: &str) -> Result<()> {
         let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;

@@ -19,6 +19,7 @@ mod machine;
 mod membership;
 mod network;
 mod place;
+mod presence;
 mod propose;
 mod raft;
 mod server;
@@ -43,6 +44,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
+use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_proto::id::NodeId;
 use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::watch;
@@ -58,6 +60,11 @@ pub use token::BadToken;
 use propose::Proposer;
 use raft::{Peer, Types};
 use token::Token;
+
+/// Whoever acknowledged so lately can take the leadership over: five heartbeats.
+const SUCCESSOR_HEARD: Duration = Duration::from_millis(500);
+/// What one transfer takes at most, its election included; then another is tried.
+const TRANSFER: Duration = Duration::from_millis(500);
 
 /// What the command line says about a start. On later starts what is given replaces what was stored.
 #[derive(Clone, Debug, Default)]
@@ -303,9 +310,21 @@ impl Cluster {
         self.inner.standing.clone()
     }
 
-    /// How long ago each peer acknowledged; empty unless this node leads.
+    /// How long ago each peer acknowledged, the former leader at least spoke; empty unless this node leads.
     pub fn heard(&self) -> BTreeMap<NodeId, Duration> {
-        standing::heard(&self.proposer().raft)
+        standing::heard(&self.proposer().raft, &self.inner.last_word)
+    }
+
+    /// How long ago each node's process was seen to be gone, of those that have not come back.
+    pub fn gone(&self) -> BTreeMap<NodeId, Duration> {
+        let now = crate::clock::steady();
+        let gone = self.inner.gone.borrow();
+        gone.iter().map(|(id, since)| (*id, now.saturating_duration_since(*since))).collect()
+    }
+
+    /// The last committed entry that each peer acknowledged; empty unless this node leads.
+    pub fn acked(&self) -> BTreeMap<NodeId, u64> {
+        standing::acked(&self.proposer().raft)
     }
 
     /// How many log entries each peer lacks; empty unless this node leads.
@@ -360,6 +379,40 @@ impl Cluster {
         }
         let asked = self.proposer().raft.trigger().transfer_leader(node.0).await;
         asked.map_err(|fatal| ChangeError::Stopped(fatal.to_string()))
+    }
+
+    /// The voter that should lead instead of this node: it lives, is not draining, and lacks least.
+    pub fn successor(&self) -> Option<NodeId> {
+        let standing = self.inner.standing.borrow().clone();
+        let (heard, lags, view) = (self.heard(), self.lag(), self.view());
+        let able = |id: &NodeId| {
+            let row = view.row::<Member>(Table::Members, &id.0.to_be_bytes()).ok().flatten();
+            let lately = heard.get(id).is_some_and(|ago| *ago < SUCCESSOR_HEARD);
+            lately && !standing.gone.contains(id) && row.is_some_and(|member| !member.draining)
+        };
+        let others = standing.voters.iter().filter(|id| **id != self.me().id && able(id));
+        others.min_by_key(|id| lags.get(id).copied().unwrap_or(u64::MAX)).copied()
+    }
+
+    /// Lets another voter lead, if this node leads and there is one; waits for it, but not longer than
+    /// `patience`. True when this node does not lead any more.
+    pub async fn hand_over(&self, patience: Duration) -> bool {
+        let mut standing = self.watch();
+        let moved = async {
+            loop {
+                if standing.borrow_and_update().role != Role::Leader {
+                    return true;
+                }
+                let Some(successor) = self.successor() else { return false };
+                tracing::info!(%successor, "hand the leadership over");
+                if let Err(error) = self.transfer_leader(successor).await {
+                    tracing::info!(%error, "hand the leadership over");
+                }
+                let moving = standing.wait_for(|now| now.role != Role::Leader);
+                let _ = tokio::time::timeout(TRANSFER, moving).await;
+            }
+        };
+        tokio::time::timeout(patience, moved).await.unwrap_or(false)
     }
 
     /// Commits a join token that works once within `ttl` and returns its text, which nothing keeps.

@@ -23,7 +23,7 @@ use quire_proto::cluster::raft_client::RaftClient;
 use quire_proto::store::Member;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use super::raft::{Peer, Raft, Types, Vote, away};
 use super::snapshot::{Copy, Reading};
@@ -49,7 +49,18 @@ enum Lane {
     Proposals,
 }
 
-/// Connections to peers; clones share them. At most four a peer.
+/// What a process says of itself to other members.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Introduction {
+    /// 16 random octets of this process.
+    pub(crate) session: Bytes,
+    /// How often the data directory was started.
+    pub(crate) boot: u64,
+    /// Index of the last log entry when the process started.
+    pub(crate) last: u64,
+}
+
+/// Connections to peers; clones share them. At most four a peer, besides the stream that attends it.
 #[derive(Clone)]
 pub(crate) struct Net(Arc<Inner>);
 
@@ -58,6 +69,7 @@ struct Inner {
     cluster_id: Bytes,
     connector: Connector,
     store: Store,
+    introduction: Introduction,
     channels: Mutex<HashMap<(u64, Lane), Channel>>,
 }
 
@@ -97,8 +109,15 @@ pub(crate) fn endpoint() -> Endpoint {
 }
 
 impl Net {
-    pub(crate) fn new(me: u64, cluster_id: Bytes, connector: Connector, store: Store) -> Self {
-        Net(Arc::new(Inner { me, cluster_id, connector, store, channels: Mutex::default() }))
+    pub(crate) fn new(
+        me: u64,
+        cluster_id: Bytes,
+        connector: Connector,
+        store: Store,
+        introduction: Introduction,
+    ) -> Self {
+        let channels = Mutex::default();
+        Net(Arc::new(Inner { me, cluster_id, connector, store, introduction, channels }))
     }
 
     /// The member as our tables know it.
@@ -149,14 +168,47 @@ impl Net {
         known: Option<Peer>,
         command: Bytes,
     ) -> Result<proto::propose_reply::Result, Status> {
-        let peer = match self.member(target) {
-            Some(member) => Peer { address: member.address, incarnation: member.incarnation },
-            None => known.ok_or_else(|| Status::unavailable(format!("node {target} is not known here")))?,
-        };
+        let peer = self.peer(target, known);
+        let peer = peer.ok_or_else(|| Status::unavailable(format!("node {target} is not known here")))?;
         let mut link = self.link(target, &peer, Lane::Proposals);
         let envelope = Some(self.envelope(target, &peer.incarnation));
         let reply = link.client.propose(proto::ProposeRequest { envelope, command }).await?.into_inner();
         reply.result.ok_or_else(|| Status::internal("an empty answer to a proposal"))
+    }
+}
+
+impl Net {
+    fn peer(&self, target: u64, known: Option<Peer>) -> Option<Peer> {
+        let member = self.member(target);
+        member.map(|member| Peer { address: member.address, incarnation: member.incarnation }).or(known)
+    }
+
+    /// Introduces this process to `target` over a connection of its own, whose end is the other's end.
+    /// Refused connections keep their [`io::ErrorKind`].
+    pub(crate) async fn attend(
+        &self,
+        target: u64,
+        known: Option<Peer>,
+    ) -> io::Result<Streaming<proto::AttendReply>> {
+        let peer = self.peer(target, known).ok_or_else(|| io::Error::other("a node not known here"))?;
+        let stream = dial(&peer.address, &self.0.connector, &server_name(target)).await?;
+        let mut once = Some(stream);
+        let connect = tower::service_fn(move |_| {
+            let stream = once.take().ok_or_else(|| io::Error::other("dialled once"));
+            std::future::ready(stream)
+        });
+        let channel = endpoint().connect_with_connector(connect).await.map_err(io::Error::other)?;
+        let introduction = &self.0.introduction;
+        let request = proto::AttendRequest {
+            envelope: Some(self.envelope(target, &peer.incarnation)),
+            session: introduction.session.clone(),
+            boot: introduction.boot,
+            last: introduction.last,
+        };
+        let opened =
+            tokio::time::timeout(CONNECT, async move { RaftClient::new(channel).attend(request).await });
+        let opened = opened.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        Ok(opened.map_err(io::Error::other)?.into_inner())
     }
 }
 

@@ -11,10 +11,12 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use quire_coordinator::tables::{Read, Table};
 use quire_proto::cluster as proto;
+use quire_proto::cluster::attend_reply::Verdict;
 use quire_proto::cluster::raft_server::{Raft as Service, RaftServer};
 use quire_proto::cluster::{door_server::DoorServer, propose_reply, snapshot_part::Part};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::membership::Doorkeeper;
@@ -35,17 +37,26 @@ const SNAPSHOT_PART: Duration = Duration::from_secs(10);
 
 /// When the leader last spoke to us; what a follower knows of the quorum.
 #[derive(Clone, Default)]
-pub(crate) struct LastWord(Arc<Mutex<Option<Instant>>>);
+pub(crate) struct LastWord(Arc<Mutex<Option<(Instant, u64)>>>);
 
 impl LastWord {
-    fn now(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::steady());
+    fn now(&self, from: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((clock::steady(), from));
+    }
+
+    /// When, if ever.
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.by().map(|(at, _)| at)
+    }
+
+    /// When and by whom, if ever.
+    pub(crate) fn by(&self) -> Option<(Instant, u64)> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long ago, if ever.
     pub(crate) fn elapsed(&self) -> Option<Duration> {
-        let said = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        said.map(|at| clock::steady().saturating_duration_since(at))
+        self.at().map(|at| clock::steady().saturating_duration_since(at))
     }
 }
 
@@ -58,6 +69,26 @@ pub(crate) struct Members {
     pub(crate) raft: Raft,
     pub(crate) gate: Gate,
     pub(crate) last_word: LastWord,
+    /// True from when this process stops.
+    pub(crate) leaving: watch::Receiver<bool>,
+}
+
+fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
+    Ok(proto::AttendReply { verdict: verdict.into(), detail: String::new() })
+}
+
+/// Keeps a stream open until this process stops or the other is gone.
+async fn accompany(to: mpsc::Sender<Result<proto::AttendReply, Status>>, mut leaving: watch::Receiver<bool>) {
+    if to.send(says(Verdict::Welcome)).await.is_err() {
+        return;
+    }
+    let leaves = tokio::select! {
+        () = to.closed() => false,
+        left = leaving.wait_for(|leaving| *leaving) => left.is_ok(),
+    };
+    if leaves {
+        let _ = to.send(says(Verdict::Leaving)).await;
+    }
 }
 
 fn broken(error: impl std::fmt::Display) -> Status {
@@ -157,12 +188,28 @@ impl Members {
 
 #[tonic::async_trait]
 impl Service for Members {
+    type AttendStream = ReceiverStream<Result<proto::AttendReply, Status>>;
+
+    async fn attend(
+        &self,
+        request: Request<proto::AttendRequest>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        if *self.leaving.borrow() {
+            return Err(Status::unavailable("this node is stopping"));
+        }
+        let (to, stream) = mpsc::channel(2);
+        tokio::spawn(accompany(to, self.leaving.clone()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn append(
         &self,
         request: Request<proto::AppendRequest>,
     ) -> Result<Response<proto::AppendReply>, Status> {
         self.admit(&request, request.get_ref().envelope.as_ref())?;
         let request = request.into_inner();
+        let from = request.envelope.as_ref().map_or(0, |envelope| envelope.from);
         let entries = request.entries.into_iter().map(wire::to_entry).collect::<Result<Vec<_>, _>>();
         let rpc = AppendEntriesRequest::<Types> {
             vote: request.vote.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?,
@@ -178,7 +225,7 @@ impl Service for Members {
             AppendEntriesResponse::HigherVote(vote) => (Kind::HigherVote, None, Some(vote)),
         };
         if kind != Kind::HigherVote {
-            self.last_word.now();
+            self.last_word.now(from);
         }
         Ok(Response::new(proto::AppendReply {
             result: kind.into(),
@@ -294,7 +341,7 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_service(members)
         .add_service(DoorServer::new(doorkeeper))
-        .serve_with_incoming_shutdown(tokio_stream::wrappers::ReceiverStream::new(streams), async {
+        .serve_with_incoming_shutdown(ReceiverStream::new(streams), async {
             let _ = stop.await;
         })
         .await;

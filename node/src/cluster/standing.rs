@@ -10,8 +10,10 @@ use openraft::{Instant, RaftMetrics, ServerState};
 use quire_proto::id::NodeId;
 use tokio::sync::watch;
 
+use super::presence::Gone;
 use super::raft::{Raft, Types};
 use super::server::LastWord;
+use crate::clock;
 
 /// What a node does in Raft.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,11 +50,13 @@ pub struct Standing {
     pub learners: BTreeSet<NodeId>,
     /// A membership change is under way.
     pub changing: bool,
+    /// Whose process is known to be gone: its address refuses connections, or it took its leave.
+    pub gone: BTreeSet<NodeId>,
     /// Why this node's Raft has stopped for good, if it has.
     pub failed: Option<String>,
 }
 
-fn standing(metrics: &RaftMetrics<Types>, last_word: &LastWord, lately: Duration) -> Standing {
+fn standing(metrics: &RaftMetrics<Types>, last_word: &LastWord, gone: &Gone, lately: Duration) -> Standing {
     let membership = metrics.membership_config.membership();
     let role = match metrics.state {
         ServerState::Leader => Role::Leader,
@@ -83,18 +87,25 @@ fn standing(metrics: &RaftMetrics<Types>, last_word: &LastWord, lately: Duration
         learners: membership.learner_ids().map(NodeId).collect(),
         changing: membership.get_joint_config().len() > 1
             || metrics.membership_config != metrics.committed_membership_config,
+        gone: gone.keys().copied().collect(),
         failed,
     }
 }
 
 /// Keeps the watched value current until `raft` is gone or nobody can watch any more.
-pub(crate) async fn observe(raft: Raft, last_word: LastWord, lately: Duration, to: watch::Sender<Standing>) {
+pub(crate) async fn observe(
+    raft: Raft,
+    last_word: LastWord,
+    mut gone: watch::Receiver<Gone>,
+    lately: Duration,
+    to: watch::Sender<Standing>,
+) {
     let mut metrics = raft.metrics();
     drop(raft);
     // Silence changes the quorum without any event, so it is looked for.
     let mut look = tokio::time::interval(lately / 8);
     loop {
-        let now = standing(&metrics.borrow_watched(), &last_word, lately);
+        let now = standing(&metrics.borrow_watched(), &last_word, &gone.borrow_and_update(), lately);
         to.send_if_modified(|before| {
             let changed = *before != now;
             *before = now;
@@ -102,18 +113,36 @@ pub(crate) async fn observe(raft: Raft, last_word: LastWord, lately: Duration, t
         });
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
+            changed = gone.changed() => if changed.is_err() { return },
             _ = look.tick() => {}
         }
     }
 }
 
-/// How long ago each peer acknowledged; empty unless this node leads.
-pub(crate) fn heard(raft: &Raft) -> BTreeMap<NodeId, Duration> {
+/// How long ago each peer acknowledged, the former leader at least spoke; empty unless this node leads.
+pub(crate) fn heard(raft: &Raft, last_word: &LastWord) -> BTreeMap<NodeId, Duration> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let Some(beats) = &metrics.heartbeat else { return BTreeMap::new() };
+    let spoke = last_word.by();
     let peers = beats.iter().filter(|(id, _)| **id != metrics.id);
-    peers.filter_map(|(id, at)| Some((NodeId(*id), at.as_ref()?.elapsed()))).collect()
+    let heard = peers.filter_map(|(id, at)| {
+        let acknowledged = at.as_ref().map(|at| at.elapsed());
+        let spoke = spoke.filter(|(_, by)| by == id);
+        let spoke = spoke.map(|(at, _)| clock::steady().saturating_duration_since(at));
+        Some((NodeId(*id), acknowledged.into_iter().chain(spoke).min()?))
+    });
+    heard.collect()
+}
+
+/// The last committed entry that each peer acknowledged; empty unless this node leads.
+pub(crate) fn acked(raft: &Raft) -> BTreeMap<NodeId, u64> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let Some(replication) = &metrics.replication else { return BTreeMap::new() };
+    let committed = metrics.last_applied.map_or(0, |id| id.index);
+    let peers = replication.iter().filter(|(id, _)| **id != metrics.id);
+    peers.map(|(id, at)| (NodeId(*id), at.map_or(0, |id| id.index).min(committed))).collect()
 }
 
 /// How many log entries each peer lacks; empty unless this node leads.

@@ -25,8 +25,9 @@ use super::directory::{
 use super::keys::{self, Keys};
 use super::machine::Machine;
 use super::membership::{self, Doorkeeper, ca_purpose, check_name, names};
-use super::network::Net;
+use super::network::{Introduction, Net};
 use super::place::{Place, labels};
+use super::presence::{Gone, Presence};
 use super::propose::Proposer;
 use super::raft::{Log, Peer, Raft, Tuning, away};
 use super::server::{self, LastWord, Members};
@@ -51,6 +52,8 @@ pub(crate) struct Running {
     pub(crate) spool: Spool,
     pub(crate) proposer: Proposer,
     pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) gone: watch::Receiver<Gone>,
+    pub(crate) last_word: LastWord,
     tasks: Mutex<Tasks>,
     joiner: Joiner,
     _directory: Directory,
@@ -58,6 +61,7 @@ pub(crate) struct Running {
 
 #[derive(Default)]
 struct Tasks {
+    leaving: Option<watch::Sender<bool>>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
     others: Vec<JoinHandle<()>>,
@@ -195,7 +199,8 @@ impl Parts {
         let machine = Machine::open(store.clone()).map_err(text).map_err(failed(stored))?;
         let spool =
             Spool::open(&store, me.id, SPOOL_LIMIT).map_err(text).map_err(failed("open the spool"))?;
-        let net = Net::new(me.id.0, me.cluster_id.clone(), connector, store.clone());
+        let introduction = Introduction { session: random16()?, boot: 0, last: 0 };
+        let net = Net::new(me.id.0, me.cluster_id.clone(), connector, store.clone(), introduction);
         let config =
             tuning.config(&me.cluster_name).validate().map_err(text).map_err(failed("configure Raft"))?;
         let log = Log::new(store.clone(), writer);
@@ -204,14 +209,16 @@ impl Parts {
 
         let proposer = Proposer { me: me.id.0, raft: raft.clone(), net, store: store.clone() };
         let last_word = LastWord::default();
+        let leaving = watch::Sender::new(false);
         let members = Members {
             me: me.id.0,
             cluster_id: me.cluster_id.clone(),
             incarnation: me.incarnation.clone(),
-            store,
+            store: store.clone(),
             raft: raft.clone(),
             gate: super::snapshot::Gate::default(),
             last_word: last_word.clone(),
+            leaving: leaving.subscribe(),
         };
         let keys = Keys::from_octets(self.keys.octets())
             .ok_or_else(|| failed("copy the cluster key")(String::new()))?;
@@ -220,7 +227,18 @@ impl Parts {
         let serving = tokio::spawn(server::serve(place.listener, acceptor, members, doorkeeper, stopped));
         let (to, standing) = watch::channel(Standing::default());
         let lately = Duration::from_millis(2 * tuning.election_max_ms);
-        let observing = tokio::spawn(standing::observe(raft, last_word, lately, to));
+        let gone = watch::Sender::new(Gone::new());
+        let presence = Presence {
+            me: me.id.0,
+            raft: raft.clone(),
+            net: proposer.net.clone(),
+            store,
+            last_word: last_word.clone(),
+            gone: gone.clone(),
+        };
+        let attending = tokio::spawn(presence.run(standing.clone()));
+        let observing =
+            tokio::spawn(standing::observe(raft, last_word.clone(), gone.subscribe(), lately, to));
         Ok(Running {
             me,
             keys: self.keys,
@@ -229,7 +247,14 @@ impl Parts {
             spool,
             proposer,
             standing,
-            tasks: Mutex::new(Tasks { stop: Some(stop), serving: Some(serving), others: vec![observing] }),
+            gone: gone.subscribe(),
+            last_word,
+            tasks: Mutex::new(Tasks {
+                leaving: Some(leaving),
+                stop: Some(stop),
+                serving: Some(serving),
+                others: vec![observing, attending],
+            }),
             joiner,
             _directory: directory,
         })
@@ -244,6 +269,9 @@ impl Running {
     /// Stops Raft, the listener and every task; waits for them, but not for ever.
     pub(crate) async fn stop(&self) {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(leaving) = &tasks.leaving {
+            leaving.send_replace(true);
+        }
         // The listener first: a message for a Raft that has stopped is an error in somebody's log.
         if let Some(stop) = tasks.stop {
             let _ = stop.send(());
@@ -378,7 +406,7 @@ async fn found(
     let joiner = writer.joiner();
     let machine = Machine::open(store.clone()).map_err(text).map_err(failed(what))?;
     let connector = Connector::new(None, &parts.ca_certificate).map_err(text).map_err(failed(what))?;
-    let net = Net::new(1, me.cluster_id.clone(), connector, store.clone());
+    let net = Net::new(1, me.cluster_id.clone(), connector, store.clone(), Introduction::default());
     let config = tuning.config(&me.cluster_name).validate().map_err(text).map_err(failed(what))?;
     let log = Log::new(store.clone(), writer);
     let raft = Raft::new(1, Arc::new(config), net.clone(), log, machine).await;

@@ -230,3 +230,75 @@ async fn a_fresh_learner_gets_a_snapshot_when_the_log_is_gone() {
         node.shutdown().await;
     }
 }
+
+/// Raft's own timers would take longer than `until` waits.
+fn slow() -> Tuning {
+    Tuning { election_min_ms: 120_000, election_max_ms: 240_000, ..Tuning::default() }
+}
+
+/// Three voters whose timers never fire.
+async fn patient(dir: &TempDir) -> [Cluster; 3] {
+    let one = Cluster::of(start::init(start(dir.path(), "n1"), "site", slow()).await.unwrap());
+    let mut others = Vec::new();
+    for name in ["n2", "n3"] {
+        let token = one.create_token(Duration::from_secs(60), "test").await.unwrap();
+        let joined = start::join(start(dir.path(), name), &one.me().address, &token, slow()).await;
+        others.push(Cluster::of(joined.unwrap()));
+    }
+    let (three, two) = (others.pop().unwrap(), others.pop().unwrap());
+    for node in [&two, &three] {
+        one.add_learner(&row(&one, node)).await.unwrap();
+    }
+    one.change_voters(ids(&[&one, &two, &three])).await.unwrap();
+    for node in [&one, &two, &three] {
+        until(node, "know three voters", |now| now.voters.len() == 3 && !now.changing).await;
+    }
+    [one, two, three]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_process_is_gone_is_replaced_before_any_timer() {
+    let dir = TempDir::new().unwrap();
+    let [one, two, three] = patient(&dir).await;
+    one.shutdown().await;
+    let gone = until(&two, "miss the leader", |now| now.gone.contains(&NodeId(1))).await;
+    assert!(!gone.gone.contains(&three.me().id), "{gone:?}");
+    let now = until(&two, "know a new leader", |now| now.leader.is_some_and(|id| id != NodeId(1))).await;
+    assert!(ids(&[&two, &three]).contains(&now.leader.unwrap()));
+    let index = three.propose(mode("service"), PATIENCE).await.unwrap().index;
+    caught_up(&two, index).await;
+
+    let one = Cluster::of(start::open(again(dir.path(), "n1"), slow()).await.unwrap());
+    until(&two, "see it again", |now| now.gone.is_empty()).await;
+    caught_up(&one, index).await;
+    for node in [one, two, three] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_goes_hands_over_first() {
+    let dir = TempDir::new().unwrap();
+    let [one, two, three] = patient(&dir).await;
+    until(&one, "lead", |now| now.role == Role::Leader && now.quorum).await;
+    assert!(two.hand_over(PATIENCE).await, "whoever does not lead has nothing to hand over");
+    assert!(one.hand_over(PATIENCE).await);
+    let now = until(&one, "follow", |now| now.leader.is_some_and(|id| id != NodeId(1))).await;
+    let (leader, other) =
+        if now.leader == Some(two.me().id) { (&two, &three) } else { (&three, &two) };
+    until(leader, "lead", |now| now.role == Role::Leader && now.quorum).await;
+    let mut gone = row(&one, other);
+    gone.draining = true;
+    let drain = |member| command::Kind::UpdateMember(quire_proto::store::UpdateMember { member: Some(member) });
+    let index = one.propose(drain(gone), PATIENCE).await.unwrap().index;
+    caught_up(leader, index).await;
+    // The other one is being drained, so only the first can take it back.
+    assert!(leader.hand_over(PATIENCE).await);
+    until(&one, "lead again", |now| now.role == Role::Leader && now.quorum).await;
+    for node in [two, three] {
+        node.shutdown().await;
+    }
+    until(&one, "miss both", |now| now.gone.len() == 2).await;
+    assert!(!one.hand_over(PATIENCE).await, "nobody is left to lead");
+    one.shutdown().await;
+}
