@@ -289,6 +289,29 @@ fn plans_and_acknowledgements_need_the_claim_in_force() {
 }
 
 #[test]
+fn what_waits_for_an_enrolment_is_bounded_and_contiguous() {
+    let mut world = World::new();
+    let mut seq = 0;
+    for _ in 0..51 {
+        let batch: Vec<_> = (0..1_000)
+            .map(|_| {
+                seq += 1;
+                seen(seq, "10.0.0.5", "CNB1", MAC_A, seq)
+            })
+            .collect();
+        world.record(1, &batch);
+    }
+    let meta = rows::meta(&world.tables).unwrap();
+    let numbers: Vec<u64> = world.outbox().iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers.len(), 50_000);
+    assert_eq!(numbers.first(), Some(&(meta.outbox_acked + 1)));
+    assert_eq!(numbers.last(), Some(&(meta.outbox_next - 1)));
+    world.done(Kind::Enroll(Enroll::default()));
+    world.record(1, &[seen(seq + 1, "10.0.0.5", "CNB1", MAC_A, 7)]);
+    assert_eq!(world.outbox().len(), 50_001, "once enrolled nothing is dropped");
+}
+
+#[test]
 fn tokens_admit_once_in_time_and_by_name() {
     let mut world = World::new();
     let token = |id: &str| CreateToken {

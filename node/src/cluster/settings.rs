@@ -75,7 +75,11 @@ impl Cluster {
             return Err(error.into());
         }
         let hide = new.discovery.hide.iter().map(ToString::to_string).collect();
-        Ok((PutSettings { toml, by: by.to_owned(), hide }, before.changes(&new)))
+        let mut changes = before.changes(&new);
+        if !new.alerts.is_empty() {
+            changes.push("note: [[alert]] rules are kept, but have no effect in this version".to_owned());
+        }
+        Ok((PutSettings { toml, by: by.to_owned(), hide }, changes))
     }
 }
 

@@ -58,7 +58,8 @@ impl Reachability {
     }
 
     async fn report(&self) -> anyhow::Result<()> {
-        let Some(settings) = self.cluster.settings()? else { return Ok(()) };
+        // Settings that this version cannot read leave the ways as they were reported last.
+        let Ok(Some(settings)) = self.cluster.settings() else { return Ok(()) };
         let me = self.cluster.me();
         let known: Vec<Reach> = rows::reaches(&self.cluster.view())?
             .into_iter()

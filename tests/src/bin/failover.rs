@@ -120,7 +120,7 @@ fn main() -> Result<()> {
     }
     cluster.stop_all()?;
     writeln!(out, "{:28} {:>7} {:>7} {:>7} {:>7}", "seconds from the fault", "min", "p50", "p99", "max")?;
-    let rows: [(&str, fn(&Times) -> f64); 5] = [
+    let rows: [Row; 5] = [
         ("a survivor leads", |times| times.leader),
         ("its claim is committed", |times| times.claim),
         ("its link is accepted", |times| times.link),
@@ -138,6 +138,9 @@ fn main() -> Result<()> {
     writeln!(out, "{} runs, {:?}, {}", options.runs, options.how, machine(&options))?;
     Ok(())
 }
+
+/// A heading, and what stands under it.
+type Row = (&'static str, fn(&Times) -> f64);
 
 /// Waits until all three nodes live and own units, and the link stands.
 fn settled(cluster: &Cluster) -> Result<()> {
