@@ -104,7 +104,9 @@ fn keep_reading(
     device.last_seen_ms = device.last_seen_ms.max(observation.at_ms);
     device.hidden = hidden(meta, &device.address);
     tables.put(Table::Devices, device.id.as_bytes(), &device);
-    publish(tables, meta, node, observation, stored, late, &device);
+    // A late reading may come from where the device no longer is.
+    let secret = device.hidden || hidden(meta, &observation.address);
+    publish(tables, meta, node, observation, stored, (late, secret), &device);
     Ok(())
 }
 
@@ -142,11 +144,30 @@ fn settle(
         count_in_unit(tables, &observation.unit, 1)?;
         device.unit.clone_from(&observation.unit);
     }
+    leave_old_addresses(tables, device, evidence)?;
     zone.clone_into(&mut device.zone);
     device.address.clone_from(&observation.address);
     device.addresses.retain(|address| *address != observation.address);
     device.addresses.insert(0, observation.address.clone());
     device.addresses.truncate(MAX_ADDRESSES);
+    Ok(())
+}
+
+/// An address says who lives there now: where the device was before, whoever moves in is somebody else.
+fn leave_old_addresses(
+    tables: &mut Overlay<'_>,
+    device: &mut DeviceRow,
+    evidence: &Evidence,
+) -> Result<(), Fault> {
+    let (left, kept): (Vec<String>, Vec<String>) = std::mem::take(&mut device.evidence)
+        .into_iter()
+        .partition(|key| key.starts_with("a:") && *key != evidence.address);
+    device.evidence = kept;
+    for key in left {
+        if tables.get(Table::Evidence, key.as_bytes())?.as_deref() == Some(device.id.as_bytes()) {
+            tables.delete(Table::Evidence, key.as_bytes());
+        }
+    }
     Ok(())
 }
 
@@ -176,14 +197,14 @@ fn hidden(meta: &Meta, address: &str) -> bool {
     meta.hide.iter().filter_map(|prefix| prefix.parse::<IpNet>().ok()).any(|prefix| prefix.contains(&at.ip()))
 }
 
-/// Writes the reading's own row, and its outbox entry unless the operator hides it.
+/// Writes the reading's own row, and its outbox entry unless the operator hides it (`secret`).
 fn publish(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
     node: NodeId,
     observation: &Observation,
     stored: &Bytes,
-    late: bool,
+    (late, secret): (bool, bool),
     device: &DeviceRow,
 ) {
     let row = ReadingRow {
@@ -198,7 +219,7 @@ fn publish(
         address: observation.address.clone(),
     };
     tables.put(Table::Readings, &rows::reading_key(row.at_ms, &row.id), &row);
-    if device.hidden {
+    if secret {
         return;
     }
     meta.outbox_next = meta.outbox_next.max(1);

@@ -47,8 +47,6 @@ pub struct OwnUnit {
 pub struct Progress {
     /// When it began.
     pub started_at: Millis,
-    /// Addresses already asked, in the sweep's order.
-    pub done: u32,
     /// Whether it is complete.
     pub finished: bool,
 }
@@ -77,9 +75,9 @@ pub enum Task {
         unit: UnitId,
         /// Of the grant, for the observations.
         epoch: Epoch,
-        /// Addresses to leave out, because they were asked before the last owner died.
-        resume_at: u32,
-        /// When the sweep began; `now` unless it is resumed.
+        /// When the sweep began; `now` unless an earlier owner began it and did not live to finish it.
+        /// It starts over within the unit even then: which of its addresses were answered, and which of
+        /// those were read, nobody knows any more.
         started_at: Millis,
     },
     /// Read a known device.
@@ -244,11 +242,11 @@ impl Roster {
         }
         let (_, unit) = self.sweeps.pop_first()?;
         let row = &self.units.get(&unit)?.row;
-        let (resume_at, started_at) = match row.sweep {
-            Some(sweep) if self.is_begun(&unit) => (sweep.done, sweep.started_at),
-            _ => (0, now),
+        let started_at = match row.sweep {
+            Some(sweep) if self.is_begun(&unit) => sweep.started_at,
+            _ => now,
         };
-        let task = Task::Sweep { unit: unit.clone(), epoch: row.epoch, resume_at, started_at };
+        let task = Task::Sweep { unit: unit.clone(), epoch: row.epoch, started_at };
         self.running_sweep = Some(unit);
         Some(task)
     }

@@ -4,6 +4,8 @@
 //! index and the command alone (the time comes in the command); a refusal is an outcome, an error
 //! means that the store below is broken.
 
+use std::collections::BTreeMap;
+
 use quire_proto::id::NodeId;
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
@@ -76,8 +78,12 @@ fn plan(tables: &mut Overlay<'_>, index: u64, at_ms: u64, plan: &Plan) -> Result
     if plan.claim != meta.claim_epoch {
         return Ok(refuse(format!("the plan's claim {} is not in force", plan.claim)));
     }
+    let mut fresh: BTreeMap<&str, u32> = BTreeMap::new();
     for grant in &plan.grants {
         let before: Option<UnitRow> = tables.row(Table::Units, grant.unit.as_bytes())?;
+        if before.is_none() && meta.devices > 0 {
+            fresh.insert(&grant.unit, 0);
+        }
         let row = UnitRow {
             unit: grant.unit.clone(),
             zone: grant.zone.clone(),
@@ -95,9 +101,30 @@ fn plan(tables: &mut Overlay<'_>, index: u64, at_ms: u64, plan: &Plan) -> Result
     for unit in &plan.drop_units {
         tables.delete(Table::Units, unit.as_bytes());
     }
+    count_devices(tables, fresh)?;
     meta.plan_epoch = index;
     rows::put_meta(tables, &meta);
     Ok(Answer::Epoch(index))
+}
+
+/// A segment that left the settings and came back finds its devices where they were. One walk over the
+/// devices for all new units of a plan; none where no unit is new.
+fn count_devices(tables: &mut Overlay<'_>, mut fresh: BTreeMap<&str, u32>) -> Result<(), Fault> {
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    tables.each::<DeviceRow>(Table::Devices, &[], |_, device| {
+        if let Some(count) = fresh.get_mut(device.unit.as_str()) {
+            *count += 1;
+        }
+        true
+    })?;
+    for (unit, devices) in fresh.into_iter().filter(|(_, devices)| *devices > 0) {
+        if let Some(row) = tables.row::<UnitRow>(Table::Units, unit.as_bytes())? {
+            tables.put(Table::Units, unit.as_bytes(), &UnitRow { devices, ..row });
+        }
+    }
+    Ok(())
 }
 
 fn claim(tables: &mut Overlay<'_>, index: u64, at_ms: u64, claim: &Claim) -> Result<Answer, Fault> {

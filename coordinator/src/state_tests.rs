@@ -186,6 +186,29 @@ fn another_device_at_an_old_address_is_another_device() {
 }
 
 #[test]
+fn who_moves_in_where_a_device_was_is_not_that_device() {
+    let mut world = World::new();
+    world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), seen(2, "10.0.0.9", "CNB1", MAC_A, 8)]);
+    // The same model, and it tells nothing else about itself.
+    world.record(1, &[seen(3, "10.0.0.5", "", "", 100)]);
+    let mut at: Vec<_> = world.devices().into_iter().map(|device| device.address).collect();
+    at.sort();
+    assert_eq!(at, ["10.0.0.5:161", "10.0.0.9:161"]);
+    let evidence = world.devices().iter().map(|device| device.evidence.len()).max();
+    assert_eq!(evidence, Some(3), "serial, card and one address, however often it moves");
+}
+
+#[test]
+fn units_that_come_back_find_their_devices() {
+    let mut world = World::new();
+    world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), seen(2, "10.0.0.6", "CNB2", MAC_B, 9)]);
+    let drop_units = vec![UNIT.to_owned()];
+    world.done(Kind::Plan(Plan { claim: world.claim, grants: vec![], drop_units }));
+    world.grant(1);
+    assert_eq!(world.unit().devices, 2);
+}
+
+#[test]
 fn junk_serials_do_not_merge_devices() {
     let mut world = World::new();
     world.record(1, &[seen(1, "10.0.0.5", "0000000", "", 7), seen(2, "10.0.0.6", "0000000", "", 9)]);
@@ -239,6 +262,10 @@ fn hidden_devices_never_go_upstream() {
     world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), seen(2, "10.0.0.60", "CNB2", MAC_B, 7)]);
     assert_eq!(world.outbox().len(), 1);
     assert_eq!(world.readings().len(), 2);
+    // Read in the hidden network, handed in after it moved out of it.
+    let late = |seq, address| Observation { at_ms: 20, ..seen(seq, address, "CNB2", MAC_B, 1) };
+    world.record(1, &[late(3, "10.0.0.5"), late(4, "10.0.0.61")]);
+    assert_eq!(world.outbox().len(), 2);
 }
 
 #[test]

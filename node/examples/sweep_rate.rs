@@ -27,6 +27,7 @@ fn main() {
         let peers = Box::new((0..addresses).map(move |n| SocketAddr::from((address(n), port))));
         let oids = ["1.3.6.1.2.1.1.1.0", "1.3.6.1.2.1.1.2.0"].map(|oid| oid.parse().unwrap()).to_vec();
         let credentials = vec![Arc::new(Credential::v2c("public").unwrap())];
+        let memory = peak_memory();
         let (began, cpu) = (Instant::now(), thread_cpu());
         let mut events = snmp.sweep(Sweep { peers, credentials, oids });
         let mut first = None;
@@ -38,6 +39,7 @@ fn main() {
                     let stats = snmp.stats();
                     println!("{addresses} addresses, {responders} responders, {delay:?} delay, {loss} permille lost");
                     println!("{seconds:.2} s, {:.0} addresses/s, {cpu:.2} s CPU", f64::from(addresses) / seconds);
+                    println!("{} KiB more than before, at the most", peak_memory() - memory);
                     println!("{counts:?}");
                     println!("{stats:?}");
                 }
@@ -49,6 +51,13 @@ fn main() {
 
 fn address(n: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 64, 0, 0)) + n)
+}
+
+/// VmHWM of this process, KiB.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// CPU seconds of this thread, user and system.

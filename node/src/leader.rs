@@ -42,6 +42,10 @@ const CAUGHT_UP: u64 = 100;
 /// How long one of the leader's own commits may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long to wait for a change of membership: with a renewal every second, short enough for the lease
+/// of three.
+const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The leader's duties on one node; idle while another leads.
 pub(crate) struct Leader {
     cluster: Cluster,
@@ -99,10 +103,10 @@ impl Leader {
             if self.leading.map(|(term, _)| term) != leads {
                 self.leading = leads.map(|term| (term, clock::steady()));
             }
+            // A claim that has run out is given up before anything here waits for a commit.
+            self.tell_held();
             self.keep_claim().await?;
-            let held = self.claim.held(clock::ticks());
-            self.held.send_if_modified(|before| std::mem::replace(before, held) != held);
-            match held {
+            match self.tell_held() {
                 Some(epoch) => self.duties(epoch).await?,
                 None => {
                     self.planned = None;
@@ -112,6 +116,13 @@ impl Leader {
         }
         self.held.send_replace(None);
         Ok(())
+    }
+
+    /// Tells the upstream link whether it may live, and under which epoch.
+    fn tell_held(&self) -> Option<Epoch> {
+        let held = self.claim.held(clock::ticks());
+        self.held.send_if_modified(|before| std::mem::replace(before, held) != held);
+        held
     }
 
     async fn keep_claim(&mut self) -> anyhow::Result<()> {
@@ -222,16 +233,21 @@ impl Leader {
         };
         let Some(change) = membership::decide(&view) else { return };
         tracing::info!(?change, "membership");
-        let done = match change {
-            MembershipChange::AddLearner(id) => match members.iter().find(|member| member.id == id.0) {
-                Some(member) => self.cluster.add_learner(member).await,
-                None => return,
-            },
-            MembershipChange::SetVoters(voters) => self.cluster.change_voters(voters).await,
-            MembershipChange::RemoveLearner(id) => self.cluster.remove(id).await,
+        let changing = async {
+            match change {
+                MembershipChange::AddLearner(id) => match members.iter().find(|member| member.id == id.0) {
+                    Some(member) => self.cluster.add_learner(member).await,
+                    None => Ok(()),
+                },
+                MembershipChange::SetVoters(voters) => self.cluster.change_voters(voters).await,
+                MembershipChange::RemoveLearner(id) => self.cluster.remove(id).await,
+            }
         };
-        if let Err(error) = done {
-            tracing::info!(%error, "membership not changed; the next look tries again");
+        // Raft goes on with a change that nobody waits for; waiting longer would cost the claim.
+        match tokio::time::timeout(MEMBERSHIP_PATIENCE, changing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::info!(%error, "membership not changed; the next look tries again"),
+            Err(_) => tracing::info!("membership is still changing"),
         }
     }
 
@@ -253,13 +269,27 @@ impl Leader {
         if self.planned.as_ref() == Some(&inputs) {
             return Ok(());
         }
-        let Some(settings) = self.cluster.settings()? else { return Ok(()) };
+        let settings = match self.cluster.settings() {
+            Ok(Some(settings)) => settings,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                // A later version applied them: the plan stays as it is, and this node goes on.
+                tracing::error!(%error, "the settings cannot be read: the plan stays");
+                self.planned = Some(inputs);
+                return Ok(());
+            }
+        };
         let changes =
             planner::plan(&self.plan_view(&settings, rows::units(&tables)?, members, &reaches, now));
         drop(tables);
-        self.commit(claim, changes).await;
-        let plan_epoch = rows::meta(&self.cluster.view())?.plan_epoch;
-        self.planned = Some(PlanInputs { plan_epoch, ..inputs });
+        // What was not committed is planned again at the next tick, not at the next change.
+        self.planned = match self.commit(claim, changes).await? {
+            true => {
+                let plan_epoch = rows::meta(&self.cluster.view())?.plan_epoch;
+                Some(PlanInputs { plan_epoch, ..inputs })
+            }
+            false => None,
+        };
         Ok(())
     }
 
@@ -292,8 +322,11 @@ impl Leader {
         }
     }
 
-    async fn commit(&self, claim: Epoch, changes: Vec<Change>) {
+    /// True when all of it was committed.
+    async fn commit(&mut self, claim: Epoch, changes: Vec<Change>) -> anyhow::Result<bool> {
         for some in changes.chunks(PLAN_ROWS) {
+            // A large plan takes many entries, and the claim must outlive them.
+            self.keep_claim().await?;
             let mut plan = Plan { claim: claim.0, ..Plan::default() };
             for change in some {
                 match change {
@@ -312,9 +345,10 @@ impl Leader {
             tracing::info!(grants = plan.grants.len(), drops = plan.drop_units.len(), "plan");
             if let Err(error) = self.cluster.propose_here(Kind::Plan(plan), PATIENCE).await {
                 tracing::info!(%error, "plan not committed; the next look makes a new one");
-                return;
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 }
 

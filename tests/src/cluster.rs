@@ -7,7 +7,7 @@
 //! run beside each other share no port. Dropping it leaves no process behind.
 
 use crate::process::{Output, Process, complain, free_tcp_port, http_get, interrupted, run, wait};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::Value;
@@ -216,6 +216,7 @@ impl Cluster {
         self.add(name)?;
         self.spawn(name, &["--init", "demo"])?;
         wait("the first node to lead", TRANSITION, || {
+            self.still_runs(name)?;
             let status = self.status_of(name)?;
             ensure!(status.quorum && status.leader.as_deref() == Some(name), "it says {status:?}");
             Ok(())
@@ -369,9 +370,7 @@ impl Cluster {
         let mut process =
             Process::start("admin", &self.programs.path("quire-admin"), &args, &self.log_of("admin"))?;
         wait("the Web Admin to answer", TRANSITION, || {
-            if let Some(status) = process.ended() {
-                bail!("it ended with {status}\n{}", process.tail());
-            }
+            process.must_run()?;
             let (status, _) = http_get(console, "/readyz")?;
             ensure!(status == 200, "/readyz says {status}");
             Ok(())
@@ -460,10 +459,7 @@ impl Cluster {
     fn still_runs(&mut self, name: &str) -> Result<()> {
         let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
         let process = node.process.as_mut().with_context(|| format!("{name} does not run"))?;
-        match process.ended() {
-            None => Ok(()),
-            Some(status) => bail!("{name} ended with {status}\n{}", process.tail()),
-        }
+        process.must_run()
     }
 
     /// Process ids of everything that runs.

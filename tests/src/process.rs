@@ -33,6 +33,18 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// A program ended that was to keep running: [`wait`] waits no longer.
+#[derive(Debug)]
+pub struct Ended(String);
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Ended {}
+
 /// A running program and its log.
 #[derive(Debug)]
 pub struct Process {
@@ -84,6 +96,14 @@ impl Process {
             self.ended = self.child.try_wait().ok().flatten();
         }
         self.ended
+    }
+
+    /// An error that ends every [`wait`] once it has ended.
+    pub fn must_run(&mut self) -> Result<()> {
+        match self.ended() {
+            None => Ok(()),
+            Some(status) => Err(Ended(format!("{} ended with {status}\n{}", self.name, self.tail())).into()),
+        }
     }
 
     /// Ends it at once, as a power cut would (SIGKILL), and waits until it is gone.
@@ -261,13 +281,14 @@ fn text(mut file: File) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Polls `look` until it gives something; the last reason why it did not stands in the error.
+/// Polls `look` until it gives something, or [`Ended`]; the last reason why it did not stands in the error.
 pub fn wait<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + patience;
     loop {
         match look() {
             Ok(found) => return Ok(found),
             Err(_) if interrupted() => bail!("interrupted"),
+            Err(reason) if reason.is::<Ended>() => return Err(reason.context(format!("waited for {what}"))),
             Err(reason) if Instant::now() > deadline => {
                 return Err(reason.context(format!("waited {patience:?} for {what}")));
             }

@@ -5,7 +5,7 @@
 
 use crate::ber::{self, pdu};
 use crate::process::{Process, free_udp_port, wait};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -61,9 +61,7 @@ impl Snmpd {
         let process = Process::start_with("snmpd", &program, &args, &dir.path().join("log"), &persistent)?;
         let mut snmpd = Snmpd { process, address, _dir: dir };
         wait("snmpd to answer", START, || {
-            if let Some(status) = snmpd.process.ended() {
-                bail!("it ended with {status}\n{}", snmpd.process.tail());
-            }
+            snmpd.process.must_run()?;
             answers(address)
         })?;
         Ok(snmpd)
@@ -154,9 +152,7 @@ impl Recordings {
         let mut process = Process::start("snmpsim", &responder, &args, &dir.path().join("log"))?;
         let last = served.last().context("there are no recordings")?.address;
         wait("snmpsim to answer", START, || {
-            if let Some(status) = process.ended() {
-                bail!("it ended with {status}\n{}", process.tail());
-            }
+            process.must_run()?;
             answers(SocketAddr::new(last.into(), port))
         })?;
         Ok(Simulation { port, served, _process: process, _dir: dir })

@@ -33,6 +33,8 @@ pub fn main() -> ExitCode {
     };
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        // `quire devices | head`: who reads has enough, and that is no failure of ours.
+        Err(error) if output::reader_left(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&error);
             ExitCode::from(if error.is::<args::Usage>() { 2 } else { 1 })

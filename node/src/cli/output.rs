@@ -103,6 +103,12 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
+/// True when the only trouble is that whoever read stdout has gone.
+pub(crate) fn reader_left(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    kind == Some(io::ErrorKind::BrokenPipe)
+}
+
 /// Says on stderr what went wrong, the causes behind it included.
 pub(crate) fn complain(error: &anyhow::Error) {
     // Nothing is left to tell when the terminal is gone.
@@ -117,6 +123,14 @@ pub(crate) fn warn(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_that_was_closed_is_no_failure_and_a_full_disk_is() {
+        let trouble = |kind: io::ErrorKind| anyhow::Error::from(io::Error::from(kind));
+        assert!(reader_left(&trouble(io::ErrorKind::BrokenPipe)));
+        assert!(!reader_left(&trouble(io::ErrorKind::StorageFull)));
+        assert!(!reader_left(&anyhow::anyhow!("something else")));
+    }
 
     #[test]
     fn cells_follow_paths_and_leave_the_unknown_empty() {

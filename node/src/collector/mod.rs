@@ -11,10 +11,13 @@ mod sweep;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use ipnet::IpNet;
 use quire_coordinator::roster::{DeviceDue, OwnUnit, Progress, Roster, Task};
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
@@ -159,14 +162,9 @@ impl Collector {
     fn refresh(&mut self) -> anyhow::Result<()> {
         let tables = self.cluster.view();
         let meta = rows::meta(&tables)?;
-        if meta.settings_index != self.settings_index
-            && let Some(settings) = self.cluster.settings()?
-        {
+        if meta.settings_index != self.settings_index {
             self.settings_index = meta.settings_index;
-            self.tools.credentials = Arc::new(credentials::of(&settings));
-            self.tools.ways.clear();
-            self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
-            self.tools.settings = settings;
+            self.follow_settings();
         }
         let me = self.cluster.me();
         let zone_mates = rows::members(&tables)?
@@ -187,11 +185,25 @@ impl Collector {
         self.follow_devices(&tables)
     }
 
+    /// Settings that this version does not understand (a later one applied them) must not stop the node,
+    /// or they would stop every node: what was in force stays.
+    fn follow_settings(&mut self) {
+        let settings = match self.cluster.settings() {
+            Ok(Some(settings)) => settings,
+            Ok(None) => return,
+            Err(error) => return tracing::error!(%error, "the settings cannot be read: the old ones stay"),
+        };
+        self.tools.credentials = Arc::new(credentials::of(&settings));
+        self.tools.ways.clear();
+        self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
+        self.tools.settings = settings;
+    }
+
     fn follow_devices(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
         let mut devices = BTreeMap::new();
         tables.each::<DeviceRow>(Table::Devices, &[], |_, row| {
             let own = row.unit.parse::<UnitId>().is_ok_and(|unit| self.units.contains_key(&unit));
-            if own && !row.address.is_empty() {
+            if own && may_contact(&row.address, &self.tools.settings.discovery.exclude) {
                 devices.insert(DeviceId::from(row.id.clone()), row);
             }
             true
@@ -213,16 +225,15 @@ impl Collector {
         self.roster.set_sweeping(quorum);
         while let Some(task) = self.roster.poll(clock::now()) {
             match &task {
-                Task::Sweep { unit, epoch, resume_at, started_at } => {
-                    let from = Progress { started_at: *started_at, done: *resume_at, finished: false };
-                    self.start_sweep(&task, unit, *epoch, from);
+                Task::Sweep { unit, epoch, started_at } => {
+                    self.start_sweep(&task, unit, *epoch, *started_at);
                 }
                 Task::Read { device } => self.start_read(&task, device),
             }
         }
     }
 
-    fn start_sweep(&mut self, task: &Task, unit: &UnitId, epoch: Epoch, from: Progress) {
+    fn start_sweep(&mut self, task: &Task, unit: &UnitId, epoch: Epoch, started_at: Millis) {
         // A device that was read within its period needs no second read because a sweep met it.
         let fresh = clock::now().0.saturating_sub(self.tools.settings.metering.every_ms);
         let known = self
@@ -232,9 +243,9 @@ impl Collector {
             .filter_map(|device| device.address.parse().ok())
             .collect();
         let hops = self.units.get(unit).and_then(|row| row.hops);
-        let sweep = sweep::UnitSweep { unit: unit.clone(), epoch, from, hops, known };
+        let sweep = sweep::UnitSweep { unit: unit.clone(), epoch, started_at, hops, known };
         let (tools, task) = (self.tools.clone(), task.clone());
-        self.tasks.spawn(async move { (task, sweep.run(&tools).await) });
+        self.tasks.spawn(async move { (task, contained(sweep.run(&tools)).await) });
     }
 
     fn start_read(&mut self, task: &Task, id: &DeviceId) {
@@ -244,8 +255,25 @@ impl Collector {
         let (tools, task) = (self.tools.clone(), task.clone());
         let epoch =
             device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit)).map_or(0, |u| u.epoch);
-        self.tasks.spawn(async move { (task, read(&tools, &device, Epoch(epoch)).await) });
+        self.tasks.spawn(async move { (task, contained(read(&tools, &device, Epoch(epoch))).await) });
     }
+}
+
+/// False for the addresses that the operator excluded, however well their devices are known, and for a
+/// device that lives nowhere.
+fn may_contact(address: &str, exclude: &[IpNet]) -> bool {
+    let peer = address.parse::<SocketAddr>();
+    peer.is_ok_and(|peer| !exclude.iter().any(|excluded| excluded.contains(&peer.ip())))
+}
+
+/// A task that panics has failed; it must not take the node down, and with it whichever node takes over
+/// the device that did it.
+async fn contained(task: impl Future<Output = Ended>) -> Ended {
+    // Nothing outlives the task but what it reported, so nothing is left half done.
+    AssertUnwindSafe(task).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a task of the collector panicked");
+        Ended::Failed
+    })
 }
 
 fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
@@ -253,17 +281,15 @@ fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
         unit: id.clone(),
         epoch: Epoch(row.epoch),
         swept_at: Millis(row.swept_at_ms),
-        sweep: row.sweep.map(|sweep| Progress {
-            started_at: Millis(sweep.started_at_ms),
-            done: sweep.done,
-            finished: sweep.finished,
-        }),
+        sweep: row
+            .sweep
+            .map(|sweep| Progress { started_at: Millis(sweep.started_at_ms), finished: sweep.finished }),
         asked_at: Millis(row.asked_at_ms),
     }
 }
 
 fn device_due(id: &DeviceId, row: &DeviceRow) -> DeviceDue {
-    let unit = row.unit.parse().unwrap_or_else(|_| UnitId::new("", ipnet::IpNet::default()));
+    let unit = row.unit.parse().unwrap_or_else(|_| UnitId::new("", IpNet::default()));
     DeviceDue {
         id: id.clone(),
         unit,
@@ -300,10 +326,44 @@ fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
         return vec![way];
     }
     let via = convert::decode(&device.reading).map(|reading| reading.via).unwrap_or_default();
-    tools
-        .credentials
-        .iter()
-        .filter(|credential| via.contains(&device::via(credential)))
-        .map(|credential| Way { credential: Arc::clone(credential), plan: ReadPlan::default() })
+    suitable(&tools.credentials, |credential| via.contains(&device::via(credential)))
+        .into_iter()
+        .map(|credential| Way { credential, plan: ReadPlan::default() })
         .collect()
+}
+
+/// The credentials that speak as the device did last; all of them where the settings no longer hold such
+/// a one, else a site that moves from communities to SNMPv3 would fall silent until its next sweep.
+fn suitable(credentials: &[Arc<Credential>], spoken: impl Fn(&Credential) -> bool) -> Vec<Arc<Credential>> {
+    let fitting: Vec<_> = credentials.iter().filter(|credential| spoken(credential)).cloned().collect();
+    if fitting.is_empty() { credentials.to_vec() } else { fitting }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excluded_addresses_are_never_contacted_not_even_for_known_devices() {
+        let exclude = ["10.1.0.5/32".parse().unwrap(), "10.1.9.0/24".parse().unwrap()];
+        assert!(may_contact("10.1.0.6:161", &exclude));
+        for address in ["10.1.0.5:161", "10.1.9.77:1161", ""] {
+            assert!(!may_contact(address, &exclude), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_device_whose_protocol_left_the_settings_is_tried_with_what_there_is() {
+        let (v1, v2c) = (Credential::v1("a").unwrap(), Credential::v2c("b").unwrap());
+        let all = [Arc::new(v1), Arc::new(v2c)];
+        let is_v1 = |credential: &Credential| matches!(credential, Credential::V1(_));
+        assert_eq!(suitable(&all, is_v1).len(), 1);
+        assert_eq!(suitable(&all[1..], is_v1).len(), 1, "the other one");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure_of_one_task() {
+        assert_eq!(contained(async { Ended::Done }).await, Ended::Done);
+        assert_eq!(contained(async { panic!("a hostile answer") }).await, Ended::Failed);
+    }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quire_proto::id::Epoch;
 use quire_proto::store::command::Kind;
 use quire_proto::store::observation::What;
@@ -18,6 +19,10 @@ use crate::cluster::Cluster;
 /// Observations in one entry of the log: with 1 KB each an entry of half a megabyte, which a follower
 /// fetches between two heartbeats.
 const BATCH: usize = 500;
+
+/// Octets in one entry of the log. A quarter of what a proposal may hold (`PROPOSAL_OCTETS`), so that
+/// devices that say a lot cannot wedge the spool with a batch that is refused for ever.
+const BATCH_OCTETS: usize = 1 << 20;
 
 /// A moment for others to come along, so that a busy node commits hundreds at once.
 const GATHER: Duration = Duration::from_millis(50);
@@ -102,7 +107,7 @@ impl Proposer {
         loop {
             let observations = match spool.page(BATCH) {
                 Ok(page) if page.is_empty() => return,
-                Ok(page) => page,
+                Ok(page) => one_entry(page),
                 Err(error) => {
                     tracing::error!(%error, "the spool cannot be read");
                     return;
@@ -127,5 +132,30 @@ impl Proposer {
                 }
             }
         }
+    }
+}
+
+/// As many of the oldest observations as fit into one entry, but always one.
+fn one_entry(mut page: Vec<Bytes>) -> Vec<Bytes> {
+    let mut octets = 0;
+    let fitting = page.iter().take_while(|observation| {
+        octets += observation.len();
+        octets <= BATCH_OCTETS
+    });
+    let fitting = fitting.count().max(1);
+    page.truncate(fitting);
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_holds_what_fits_and_always_one() {
+        let page = |sizes: &[usize]| sizes.iter().map(|size| Bytes::from(vec![0; *size])).collect::<Vec<_>>();
+        assert_eq!(one_entry(page(&[10; 500])).len(), 500);
+        assert_eq!(one_entry(page(&[60_000; 500])).len(), BATCH_OCTETS / 60_000);
+        assert_eq!(one_entry(page(&[BATCH_OCTETS + 1, 10])).len(), 1);
     }
 }

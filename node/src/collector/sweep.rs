@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quire_coordinator::roster::Progress;
 use quire_proto::address::Target;
 use quire_proto::convert;
-use quire_proto::id::{Epoch, UnitId};
+use quire_proto::id::{Epoch, Millis, UnitId};
 use quire_proto::store::observation::What;
 use quire_proto::store::{Refusal, SweepMark};
 use tokio::task::JoinSet;
@@ -16,8 +15,8 @@ use super::{Ended, Tools, Way};
 use crate::device::{self, Finished, Verdict};
 use crate::snmp::{Credential, Patience, Sweep, SweepEvent};
 
-/// Progress is committed in steps of so many addresses: a new owner repeats at most that much, and a
-/// /24 costs the log four entries.
+/// Progress is committed in steps of so many addresses, so a /24 costs the log four entries. It is for
+/// people: addresses are not done in their order and reads lag behind, so a new owner starts over.
 const STEP: u32 = 64;
 
 /// Reads of new devices at the same time.
@@ -27,8 +26,8 @@ const READS: usize = 64;
 pub(super) struct UnitSweep {
     pub(super) unit: UnitId,
     pub(super) epoch: Epoch,
-    /// Where an earlier owner stopped.
-    pub(super) from: Progress,
+    /// When it began, even if an earlier owner did.
+    pub(super) started_at: Millis,
     pub(super) hops: Option<u32>,
     /// Devices that were read lately.
     pub(super) known: BTreeSet<SocketAddr>,
@@ -40,21 +39,22 @@ impl UnitSweep {
     pub(super) async fn run(self, tools: &Tools) -> Ended {
         let hosts = self.hosts(tools);
         let total = u32::try_from(hosts.len()).unwrap_or(u32::MAX);
-        let skip = self.from.done.min(total);
-        let mut mark =
-            SweepMark { started_at_ms: self.from.started_at.0, done: skip, total, ..SweepMark::default() };
+        let mut mark = SweepMark { started_at_ms: self.started_at.0, total, ..SweepMark::default() };
         self.report_mark(tools, mark).await;
         let mut events = tools.snmp.sweep(Sweep {
-            peers: Box::new(hosts.into_iter().skip(usize::try_from(skip).unwrap_or(usize::MAX))),
+            peers: Box::new(hosts.into_iter()),
             credentials: tools.credentials.to_vec(),
             oids: device::probe_oids(),
         });
         let mut reads = Reads::new();
-        let mut probing = true;
+        let (mut probing, mut complete) = (true, false);
         loop {
             tokio::select! {
                 event = events.recv(), if probing && reads.len() < READS => match event {
-                    Some(event) => self.handle(tools, event, &mut mark, skip, &mut reads).await,
+                    Some(event) => {
+                        complete |= matches!(event, SweepEvent::Done(_));
+                        self.handle(tools, event, &mut mark, &mut reads).await;
+                    }
                     None => probing = false,
                 },
                 Some(done) = reads.join_next(), if !reads.is_empty() => {
@@ -64,6 +64,10 @@ impl UnitSweep {
                 }
                 else => break,
             }
+        }
+        if !complete {
+            // The engine went away under it: addresses that nobody asked are not swept.
+            return Ended::Failed;
         }
         mark.done = total;
         mark.finished = true;
@@ -82,14 +86,7 @@ impl UnitSweep {
             .collect()
     }
 
-    async fn handle(
-        &self,
-        tools: &Tools,
-        event: SweepEvent,
-        mark: &mut SweepMark,
-        skip: u32,
-        reads: &mut Reads,
-    ) {
+    async fn handle(&self, tools: &Tools, event: SweepEvent, mark: &mut SweepMark, reads: &mut Reads) {
         match event {
             SweepEvent::Answered { peer, credential, answer } => {
                 mark.responders += 1;
@@ -103,9 +100,7 @@ impl UnitSweep {
                 }
             }
             SweepEvent::Progress { done } => {
-                // What is in flight is not done: a new owner asks it again.
-                let done = skip.saturating_add(u32::try_from(done).unwrap_or(u32::MAX)).min(mark.total);
-                let step = done / STEP * STEP;
+                let step = u32::try_from(done).unwrap_or(u32::MAX).min(mark.total) / STEP * STEP;
                 if step > mark.done {
                     mark.done = step;
                     self.report_mark(tools, *mark).await;

@@ -2,6 +2,7 @@
 //!
 //! The socket belongs to the node's user alone (mode 0600); whoever can open it is an administrator.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -159,15 +160,41 @@ async fn member_verb(State(site): State<Arc<Site>>, Path((name, verb)): Path<(St
         "resume" => draining(&site, member, false).await?,
         "remove" if known.len() == 1 => return Err(bad("the last node cannot be removed")),
         "remove" => {
+            let voters = site.cluster.watch().borrow().voters.clone();
+            let alive =
+                rows::meta(&site.cluster.view())?.heard.iter().map(|heard| NodeId(heard.node)).collect();
+            if !majority_without(id, &voters, &alive) {
+                let why = format!(
+                    "without {name} no majority of the voters would be left, for ever: first bring others back, or join new ones"
+                );
+                return Err(bad(why));
+            }
             let command = RemoveMember { id: id.0, by: BY.to_owned() };
             site.cluster.propose(Kind::RemoveMember(command), PATIENCE).await?;
         }
         "lead" => {
+            let leader = site.cluster.watch().borrow().leader;
+            let me = site.cluster.me().id;
+            if leader == Some(id) {
+                return Ok(Json(json!({ "changes": format!("{name} leads already") })));
+            }
+            if let Some(other) = leader.filter(|leader| *leader != me) {
+                let names = facts::names(&site.cluster.view())?;
+                let other = names.get(&other.0).map_or("another node", String::as_str);
+                return Err(bad(format!("{other} leads: run this on {other}")));
+            }
             site.cluster.transfer_leader(id).await.map_err(|error| bad(error.to_string()))?;
         }
         other => return Err(bad(format!("`{other}` cannot be done to a node"))),
     }
     Ok(Json(json!({ "changes": format!("{verb} {name}") })))
+}
+
+/// Whether the voters that live are still a majority once `gone` is shut out. A node that does not vote
+/// can always go.
+fn majority_without(gone: NodeId, voters: &BTreeSet<NodeId>, alive: &BTreeSet<NodeId>) -> bool {
+    let left = voters.intersection(alive).filter(|voter| **voter != gone).count();
+    !voters.contains(&gone) || left * 2 > voters.len()
 }
 
 async fn draining(site: &Site, member: Member, draining: bool) -> Result<(), Trouble> {
@@ -250,4 +277,20 @@ async fn explain(State(site): State<Arc<Site>>, Path(address): Path<std::net::Ip
         "granted_at": quire_proto::id::Millis(unit.granted_at_ms).rfc3339(),
         "candidates": candidates,
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_removal_may_cost_the_quorum() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let three = ids(&[1, 2, 3]);
+        assert!(majority_without(NodeId(2), &three, &three));
+        assert!(majority_without(NodeId(3), &three, &ids(&[1, 2])), "a dead one");
+        assert!(!majority_without(NodeId(2), &three, &ids(&[1, 2])), "a living one while another is dead");
+        assert!(!majority_without(NodeId(1), &ids(&[1]), &ids(&[1, 2])), "the only voter");
+        assert!(majority_without(NodeId(2), &ids(&[1]), &ids(&[1, 2])), "a learner");
+    }
 }

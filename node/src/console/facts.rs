@@ -59,7 +59,9 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "cluster", json!(meta.cluster_name));
     put(&mut object, "node", json!(me.name));
     put(&mut object, "role", json!(role_word(standing.role, witness)));
-    put(&mut object, "leader", standing.leader.map(|leader| name(&names, leader.0)));
+    // Raft names the last one that it heard, also long after that one died.
+    let leader = standing.leader.filter(|_| standing.quorum);
+    put(&mut object, "leader", leader.map(|leader| name(&names, leader.0)));
     put(&mut object, "term", json!(standing.term));
     put(&mut object, "applied", json!(standing.applied));
     put(&mut object, "quorum", json!(standing.quorum));
@@ -70,7 +72,7 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "unassigned", json!(unassigned));
     put(&mut object, "devices", json!(meta.devices));
     put(&mut object, "plan_epoch", json!(meta.plan_epoch));
-    put(&mut object, "upstream", upstream(&meta, &names));
+    put(&mut object, "upstream", upstream(&meta, &names, standing.quorum));
     Ok(Value::Object(object))
 }
 
@@ -83,8 +85,15 @@ fn role_word(role: Role, witness: bool) -> &'static str {
     }
 }
 
-fn upstream(meta: &Meta, names: &Names) -> Value {
-    let link = meta.link.clone().unwrap_or_default();
+fn upstream(meta: &Meta, names: &Names, quorum: bool) -> Value {
+    let mut link = meta.link.clone().unwrap_or_default();
+    if !quorum {
+        // What the last leader said is old news; nobody can hold a claim now, as far as this node sees.
+        link.detail = "no quorum".to_owned();
+        if link.state == "connected" {
+            link.state = "connecting".to_owned();
+        }
+    }
     let mut object = Map::new();
     let state = match (&meta.upstream, link.state.as_str()) {
         (None, _) => "disabled",
@@ -118,7 +127,8 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
         "address": member.address,
         "zone": member.zone,
         "role": role,
-        "alive": me || heard.is_some(),
+        // Without quorum nobody has renewed what was heard.
+        "alive": me || (standing.quorum && heard.is_some()),
         "units": own.clone().count(),
         "devices": own.map(|unit| u64::from(unit.devices)).sum::<u64>(),
         "lag": heard.map_or(0, |heard| heard.lag),

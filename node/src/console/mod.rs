@@ -43,6 +43,18 @@ impl Site {
         metrics::gauge!("quire_quorum").set(f64::from(u8::from(standing.quorum)));
         metrics::counter!("quire_snmp_packets_sent_total").absolute(stats.packets_sent);
         metrics::counter!("quire_snmp_packets_received_total").absolute(stats.packets_received);
+        metrics::counter!("quire_snmp_timeouts_total").absolute(stats.timeouts);
+        let ignored = [
+            ("malformed", stats.malformed),
+            ("unmatched", stats.unmatched),
+            ("mismatched", stats.mismatched),
+            ("wrong_digest", stats.wrong_digest),
+            ("outside_window", stats.outside_window),
+            ("lower_level", stats.lower_level),
+        ];
+        for (reason, count) in ignored {
+            metrics::counter!("quire_snmp_ignored_total", "reason" => reason).absolute(count);
+        }
         if let Ok(meta) = quire_coordinator::rows::meta(&self.cluster.view()) {
             metrics::gauge!("quire_devices").set(meta.devices as f64);
             let pending = meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked);

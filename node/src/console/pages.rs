@@ -141,6 +141,15 @@ impl Row {
         !self.text(path).is_empty()
     }
 
+    /// Brand and model; many models carry the brand already.
+    fn title(&self) -> String {
+        let (vendor, model) = (self.text("vendor"), self.text("model"));
+        match model.to_lowercase().starts_with(&vendor.to_lowercase()) {
+            true => model,
+            false => format!("{vendor} {model}"),
+        }
+    }
+
     /// The counters as name and value, in the contract's order.
     fn counters(&self) -> Vec<(String, String)> {
         let counters = self.0.get("counters").and_then(Value::as_object);

@@ -14,7 +14,7 @@ use super::pace::{Ceiling, Random};
 use super::peers::Peers;
 use super::stats::Counters;
 use super::sweep::{Ask, Run};
-use super::table::{Table, Work};
+use super::table::{MOST_RETRIES, Table, Work};
 use super::wheel::{Alarm, Wheel};
 use super::{Answer, Credential, Failure, Options, Patience, Request, Sweep, SweepEvent};
 
@@ -28,6 +28,8 @@ const LEAST_TIMEOUT: u64 = 200_000;
 const LEAST_SWEEP: u64 = 100_000;
 /// How long a sweep in haste waits before it has measured anything, unless it is the last transmission.
 const FIRST_SWEEP: u64 = 300_000;
+/// The least that a sweep under a ceiling waits before it repeats itself, microseconds.
+const GENTLE_SWEEP: u64 = 500_000;
 /// When a patient request is sent for the last time, after the first: waking takes a LaserJet 2 to 5 s.
 const PATIENT: u64 = 6_000_000;
 
@@ -64,7 +66,7 @@ impl Core {
     /// An engine that begins at `now`; `options.seed` fixes everything that is left to chance.
     pub(crate) fn new(mut options: Options, counters: Arc<Counters>, now: Instant) -> Core {
         let mut random = Random::new(options.seed);
-        options.retries = options.retries.min(14);
+        options.retries = options.retries.min(MOST_RETRIES);
         Core {
             began: now,
             ceiling: Ceiling::new(options.rate),
@@ -303,15 +305,8 @@ impl Core {
         let last = sends + 1 >= tries;
         let (measured, patient) = match &slot.work {
             Work::Probe { sweep, .. } => {
-                // Without a ceiling haste is wanted, and the round trips of those who answered say how long to wait.
-                // Under one, waiting costs nothing: others are asked meanwhile.
-                return match self.sweeps.get(sweep).and_then(Run::patience).filter(|_| self.ceiling.is_none())
-                {
-                    Some(measured) if last => (4 * measured).max(2 * LEAST_SWEEP).min(timeout),
-                    Some(measured) => (2 * measured).max(LEAST_SWEEP).min(timeout),
-                    None if last || !self.ceiling.is_none() => timeout,
-                    None => timeout.min(FIRST_SWEEP),
-                };
+                let measured = self.sweeps.get(sweep).and_then(Run::patience);
+                return sweep_wait(measured, last, self.ceiling.is_none(), timeout);
             }
             Work::Exchange(exchange) => {
                 let patient = exchange.patience == Patience::Patient;
@@ -453,6 +448,20 @@ impl Core {
             run.finish_one(now);
         }
     }
+}
+
+/// How long a probe waits for its answer. Without a ceiling haste is wanted, and the round trips of those who answered
+/// say how long; under one, the last transmission of a question always waits in full: others are asked meanwhile.
+fn sweep_wait(measured: Option<u64>, last: bool, haste: bool, timeout: u64) -> u64 {
+    let wait = match (haste, measured) {
+        (true, Some(measured)) if last => (4 * measured).max(2 * LEAST_SWEEP),
+        (_, _) if last => timeout,
+        (true, Some(measured)) => (2 * measured).max(LEAST_SWEEP),
+        (true, None) => FIRST_SWEEP,
+        (false, Some(measured)) => (4 * measured).max(GENTLE_SWEEP),
+        (false, None) => FIRST_TIMEOUT,
+    };
+    wait.min(timeout)
 }
 
 #[cfg(test)]

@@ -61,8 +61,9 @@ pub struct Options {
     pub retries: u8,
     /// All chance in the engine comes from this; 0 draws one from the system.
     pub seed: u64,
-    /// The most probes outstanding at once, and the most requests waiting or in flight. A probe takes under 256
-    /// octets (`engine::tests::a_probe_is_small`), so 65,536 of them take at most 16 MB.
+    /// The most probes outstanding at once, and the most requests waiting or in flight. A probe is some 250 octets
+    /// (`engine::tests::a_probe_is_small`); 65,536 of them were measured at 18 MB, allocator and all
+    /// (`examples/sweep_rate.rs`).
     pub window: usize,
     /// Whether a sweep asks those that stayed silent for their SNMPv3 engine even without an SNMPv3 credential:
     /// one packet more an address, and a device that wants credentials is reported instead of missed.

@@ -1,7 +1,8 @@
 //! The engine's sockets: one for IPv4, one for IPv6, for all peers. The only file of this room that touches the
 //! network; it looks into no datagram and keeps no packet that was sent.
 //!
-//! Packets go out by `sendmmsg`, [`BATCH`] a call: per packet 5.5 us alone, see `examples/sweep_rate.rs`. It is
+//! Packets go out by `sendmmsg`, [`BATCH`] a call: 4.8 us of CPU a packet against 5.5 us one by one, measured with
+//! `examples/sweep_rate.rs` over loopback, where nearly all of it is the kernel's. `sendmmsg` is
 //! rustix's, because nix's reads uninitialised addresses when the number of packets sent is counted. ICMP errors
 //! come from the sockets' error queues (IP_RECVERR), where the kernel says whom they are about.
 

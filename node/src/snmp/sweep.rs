@@ -10,6 +10,7 @@ use super::ber::{Pdu, SMALLEST_ID};
 use super::credential::Credential;
 use super::message;
 use super::pace::Rtt;
+use super::table::MOST_RETRIES;
 use super::value::Request;
 use super::{Options, Sweep, SweepCounts, SweepEvent};
 
@@ -69,7 +70,7 @@ pub(crate) enum Ask {
 impl Run {
     pub(crate) fn new(sweep: Sweep, options: &Options) -> Run {
         let request = Request::Get(sweep.oids);
-        let first = options.retries + 1;
+        let first = options.retries.min(MOST_RETRIES) + 1;
         let later = 1 + options.retries.min(1);
         let mut stages = Vec::new();
         for wanted_v1 in [false, true] {

@@ -16,6 +16,9 @@ use super::pace::Random;
 /// Transmissions that one base can count.
 pub(crate) const MOST_SENDS: u8 = 16;
 
+/// Retries at most: the first transmission and a patient request's last need their numbers, too.
+pub(crate) const MOST_RETRIES: u8 = MOST_SENDS - 2;
+
 /// One request, being sent or waiting for its turn.
 pub(crate) struct Slot {
     pub(crate) peer: SocketAddr,

@@ -14,9 +14,8 @@ impl Core {
     /// or it would come after all the addresses that the window takes.
     pub(super) fn fill(&mut self) {
         let idle = self.ceiling.is_none() || self.probes.is_empty();
-        if self.requests.is_empty() && self.fresh.is_empty() && idle {
-            self.pull();
-        }
+        // An address whose peer is busy waits, and another may be pulled: at most `Options::window` times.
+        while idle && self.requests.is_empty() && self.fresh.is_empty() && self.pull() {}
     }
 
     pub(super) fn nothing_to_send(&self) -> bool {

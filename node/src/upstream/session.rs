@@ -38,8 +38,11 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Members without a certificate are asked for so often.
 const SIGN_EVERY: Duration = Duration::from_secs(5);
 
-/// How often a live stream says that all is well.
+/// How often a live stream says that all is well, though nothing changed.
 const ALIVE_EVERY: Duration = Duration::from_secs(30);
+
+/// How often it looks whether something did.
+const ALIVE_LOOK: Duration = Duration::from_secs(1);
 
 /// In Normal mode the stream stays so long after the last message, for jobs to arrive.
 const LINGER: Duration = Duration::from_secs(2);
@@ -88,6 +91,8 @@ struct Welcomed {
     up: mpsc::Sender<FromSite>,
     window: Window,
     quiet_since: std::time::Instant,
+    /// The last check-in, and when it was sent.
+    said: Option<(CheckIn, std::time::Instant)>,
 }
 
 impl Session {
@@ -132,7 +137,7 @@ impl Session {
         }
         tracing::info!(epoch = %self.epoch, through, "upstream link");
         connected();
-        Welcomed { session: self, up, window, quiet_since: clock::steady() }.talk(&mut down).await
+        Welcomed { session: self, up, window, quiet_since: clock::steady(), said: None }.talk(&mut down).await
     }
 }
 
@@ -140,7 +145,7 @@ impl Welcomed {
     async fn talk(mut self, down: &mut Streaming<ToSite>) -> anyhow::Result<Ended> {
         let mut look = tokio::time::interval(LOOK);
         let mut sign = tokio::time::interval(SIGN_EVERY);
-        let mut alive = tokio::time::interval(ALIVE_EVERY);
+        let mut alive = tokio::time::interval(ALIVE_LOOK);
         loop {
             self.commit_ack().await;
             self.send_batches().await?;
@@ -156,12 +161,12 @@ impl Welcomed {
                     }
                     Ok(None) | Err(_) => return Ok(Ended::Lost),
                 },
-                _ = look.tick() => {}
+                _ = look.tick() => if self.window.is_stalled(clock::ticks()) {
+                    // The connection lives and the server behind it does not.
+                    return Ok(Ended::Lost);
+                },
                 _ = sign.tick() => self.ask_for_certificates().await?,
-                _ = alive.tick() => {
-                    let check_in = self.check_in()?;
-                    self.send(Up::CheckIn(check_in)).await?;
-                }
+                _ = alive.tick() => self.check_in().await?,
             }
         }
     }
@@ -270,18 +275,28 @@ impl Welcomed {
         Ok(())
     }
 
-    fn check_in(&self) -> anyhow::Result<CheckIn> {
+    /// Says how the cluster is, when that changed or was said long ago.
+    async fn check_in(&mut self) -> anyhow::Result<()> {
         let tables = self.session.cluster.view();
         let meta = rows::meta(&tables)?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Ok(CheckIn {
+        let now = CheckIn {
             at_ms: clock::now().0,
             members: count(rows::members(&tables)?.len()),
             alive: count(meta.heard.len()),
             devices: meta.devices,
             units: rows::units(&tables)?.len() as u64,
             pending: meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked),
-        })
+        };
+        let told = |said: &CheckIn| (said.members, said.alive, said.devices, said.units);
+        let news = self.said.as_ref().is_none_or(|(said, at)| {
+            told(said) != told(&now) || clock::steady().duration_since(*at) >= ALIVE_EVERY
+        });
+        if news {
+            self.send(Up::CheckIn(now)).await?;
+            self.said = Some((now, clock::steady()));
+        }
+        Ok(())
     }
 }
 

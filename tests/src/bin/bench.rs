@@ -158,7 +158,10 @@ fn show(rows: &[Row]) -> Result<()> {
         table.add_row([row.what, &row.value, &row.on]);
     }
     let mut out = std::io::stdout();
-    writeln!(out, "{table}\n\n{}", machine())?;
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    writeln!(out, "\n{}", machine())?;
     out.flush().context("print")
 }
 
