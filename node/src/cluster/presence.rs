@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::admission::{Admission, Answers};
 use super::network::{Net, known_peer};
-use super::raft::{Raft, Vote};
+use super::raft::{Raft, Vote, last_index};
 use super::register::Register;
 use super::server::LastWord;
 use super::standing::{self, Role, Standing};
@@ -165,6 +165,10 @@ impl Presence {
         self.start.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn waits(&self) -> bool {
+        *self.start.admission.borrow() == Admission::Waiting
+    }
+
     /// Draws the conclusion from what others said of this process.
     fn judge(&self) {
         let Start { voters, others, at, admission, .. } = &*self.start;
@@ -203,7 +207,7 @@ impl Presence {
             let members = self.store.view().ok().and_then(|view| view.all(Table::Members, &[]).ok());
             wanted.extend(members.into_iter().flatten().map(|member: Member| member.id));
         }
-        if *self.start.admission.borrow() == Admission::Waiting {
+        if self.waits() {
             wanted.extend(&self.start.others);
         }
         wanted.remove(&self.me);
@@ -229,11 +233,18 @@ impl Presence {
     async fn attend(self, node: u64) {
         let mut pause = OFTEN;
         loop {
-            match self.net.attend(node, known_peer(&self.raft, node)).await {
+            // Once this process takes part its log grows, and so does what others know of it: no comparison
+            // would be fair.
+            let waiting = self.waits();
+            let last = if waiting { last_index(&self.store).unwrap_or_default() } else { u64::MAX };
+            match self.net.attend(node, known_peer(&self.raft, node), last).await {
                 Ok(mut stream) => {
                     // Admitted or not, the answer shows a process that lives.
                     while let Ok(Some(AttendReply { verdict, .. })) = stream.message().await {
                         let Ok(verdict) = Verdict::try_from(verdict) else { continue };
+                        if verdict == Verdict::Older && waiting && !self.waits() {
+                            break;
+                        }
                         self.answers().handle(node, verdict, clock::steady());
                         self.judge();
                         match verdict {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use openraft::storage::RaftLogStorage as _;
 use quire_coordinator::tables::{ReadExt, Table};
 use quire_proto::cluster::JoinRequest;
 use quire_proto::id::NodeId;
@@ -204,20 +203,18 @@ impl Parts {
         let machine = Machine::open(store.clone()).map_err(text).map_err(failed(stored))?;
         let spool =
             Spool::open(&store, me.id, SPOOL_LIMIT).map_err(text).map_err(failed("open the spool"))?;
-        let mut log = Log::new(store.clone(), writer);
-        let state = log.get_log_state().await.map_err(text).map_err(failed(stored))?;
-        let last = state.last_log_id.map_or(0, |id| id.index);
         let boot = {
             let store = store.clone();
             away(move || Ok(store.count_start()?)).await
         }
         .map_err(text)
         .map_err(failed(stored))?;
-        let introduction = Introduction { session: random16()?, boot, last };
+        let introduction = Introduction { session: random16()?, boot };
         let net = Net::new(me.id.0, me.cluster_id.clone(), connector, store.clone(), introduction);
         let mut config = tuning.config(&me.cluster_name);
         config.enable_elect = gate == Admission::Open;
         let config = config.validate().map_err(text).map_err(failed("configure Raft"))?;
+        let log = Log::new(store.clone(), writer);
         let raft = Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine).await;
         let raft = raft.map_err(text).map_err(failed(stored))?;
 

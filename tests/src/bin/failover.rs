@@ -62,6 +62,9 @@ struct Times {
     owned: f64,
 }
 
+/// One step of the times.
+type Step = fn(&Times) -> f64;
+
 impl Times {
     fn all(self) -> f64 {
         self.leader.max(self.claim).max(self.link).max(self.owned)
@@ -120,7 +123,7 @@ fn main() -> Result<()> {
     }
     cluster.stop_all()?;
     writeln!(out, "{:28} {:>7} {:>7} {:>7} {:>7}", "seconds from the fault", "min", "p50", "p99", "max")?;
-    let rows: [(&str, fn(&Times) -> f64); 5] = [
+    let rows: [(&str, Step); 5] = [
         ("a survivor leads", |times| times.leader),
         ("its claim is committed", |times| times.claim),
         ("its link is accepted", |times| times.link),
