@@ -6,6 +6,7 @@
 //! ```text
 //! Cluster::init | join | open (Start)     me() keys() spool() view() watch() heard() lag()
 //! propose(kind, patience)                 add_learner change_voters remove transfer_leader
+//! gone() acked() successor()              hand_over(patience) fenced()
 //! create_token(ttl, by)                   shutdown()
 //! ```
 //!
