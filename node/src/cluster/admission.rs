@@ -44,7 +44,10 @@ impl Answers {
                 self.duplicate.remove(&node);
                 self.welcome.insert(node);
             }
-            Verdict::Older => self.older = Some(node),
+            Verdict::Older => {
+                self.duplicate.remove(&node);
+                self.older = Some(node);
+            }
             Verdict::Duplicate => {
                 self.duplicate.entry(node).or_insert(now);
             }
@@ -74,32 +77,39 @@ impl Answers {
         since: Instant,
         now: Instant,
     ) -> Admission {
-        if let Some(node) = self.older {
-            return Admission::Shut(format!(
+        let asked = |node: &u64| {
+            let refused = self.older == Some(*node) || self.duplicate.contains_key(node);
+            refused || self.welcome.contains(node) || self.unreachable.contains(node)
+        };
+        let waited = now.saturating_duration_since(since) >= ANSWER;
+        let patient = !waited && (self.doubted() || !others.iter().all(asked));
+        let twin = self.duplicate.iter().find(|(_, said)| {
+            // Old to one, and to another twice there for long: no predecessor is both.
+            (self.older.is_some() && waited) || now.saturating_duration_since(**said) >= PREDECESSOR
+        });
+        match (self.older, twin) {
+            (_, Some((node, _))) => Admission::Shut(format!(
+                "duplicate node id: node {node} is in touch with another process of node {me}. This directory is a \
+                 copy of one that is in use: stop one of the two, and let it join anew with an empty directory"
+            )),
+            (Some(node), None) if !patient => Admission::Shut(format!(
                 "data directory is older than acknowledged: node {node} knows a later state of it than it holds. It \
                  was restored from a copy or a snapshot, and would break promises that this node made. Remove this \
                  node from the cluster, and join anew with an empty directory"
-            ));
+            )),
+            (None, None) if !patient && !self.doubted() && self.suffice(me, voters) => Admission::Open,
+            _ => Admission::Waiting,
         }
-        let long = |said: &&Instant| now.saturating_duration_since(**said) >= PREDECESSOR;
-        if let Some((node, _)) = self.duplicate.iter().find(|(_, said)| long(said)) {
-            return Admission::Shut(format!(
-                "duplicate node id: node {node} is in touch with another process of node {me}. This directory is a \
-                 copy of one that is in use: stop one of the two, and let it join anew with an empty directory"
-            ));
-        }
-        let asked = |node: &u64| self.welcome.contains(node) || self.unreachable.contains(node);
-        let patient = now.saturating_duration_since(since) < ANSWER;
-        if !self.duplicate.is_empty() || (patient && !others.iter().all(asked)) {
-            return Admission::Waiting;
-        }
+    }
+
+    /// Whether those who know this process, itself included, are a majority of the voters.
+    fn suffice(&self, me: u64, voters: &BTreeSet<u64>) -> bool {
         let known = voters.iter().filter(|node| **node == me || self.welcome.contains(node)).count();
-        let enough = match (voters.is_empty(), voters.contains(&me)) {
+        match (voters.is_empty(), voters.contains(&me)) {
             (true, _) => true,
             (false, true) => known * 2 > voters.len(),
             (false, false) => known > 0,
-        };
-        if enough { Admission::Open } else { Admission::Waiting }
+        }
     }
 }
 
@@ -165,5 +175,9 @@ mod tests {
         assert!(matches!(gate(&answers, 8), Admission::Shut(why) if why.contains("duplicate node id")));
         answers.handle(2, Verdict::Welcome, start);
         assert_eq!(gate(&answers, 8), Admission::Open);
+        answers.handle(2, Verdict::Duplicate, start);
+        answers.handle(3, Verdict::Older, start);
+        assert_eq!(gate(&answers, 0), Admission::Waiting, "its predecessor may be going");
+        assert!(matches!(gate(&answers, 1), Admission::Shut(why) if why.contains("duplicate node id")));
     }
 }
