@@ -66,6 +66,7 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
 
     let mut tasks = Tasks::default();
     tasks.spawn("leader", leader.run(stop.clone()));
+    tasks.spawn("identity", fence(cluster.clone(), stop.clone()));
     tasks.spawn("upstream", upstream.run(stop.clone()));
     tasks.spawn("proposer", proposer.run(stop.clone()));
     tasks.spawn("console", console::serve(Arc::clone(&site), console_address));
@@ -82,6 +83,14 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let ended = tasks.stop(first, &stop).await;
     cluster.shutdown().await;
     ended
+}
+
+/// Ends the process whose directory other members know to be an old one or a copy.
+async fn fence(cluster: Cluster, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        why = cluster.fenced() => Err(anyhow!(why)),
+        () = stop.cancelled() => Ok(()),
+    }
 }
 
 /// What the console does when told to enrol.

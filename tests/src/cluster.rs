@@ -69,6 +69,8 @@ pub struct Status {
     pub leader: Option<String>,
     /// Raft term.
     pub term: u64,
+    /// Index of the last entry in the tables.
+    pub applied: u64,
     /// Whether the answering node has quorum.
     pub quorum: bool,
     /// Every node.

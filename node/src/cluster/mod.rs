@@ -6,6 +6,7 @@
 //! ```text
 //! Cluster::init | join | open (Start)     me() keys() spool() view() watch() heard() lag()
 //! propose(kind, patience)                 add_learner change_voters remove transfer_leader
+//! gone() acked() successor()              hand_over(patience) fenced()
 //! create_token(ttl, by)                   shutdown()
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! `applied` are one batch; a message reaches Raft only from a member that its certificate names and
 //! for this incarnation; private keys never leave their node.
 
+mod admission;
 mod directory;
 mod keys;
 mod machine;
@@ -22,6 +24,7 @@ mod place;
 mod presence;
 mod propose;
 mod raft;
+mod register;
 mod server;
 mod settings;
 mod snapshot;
@@ -151,6 +154,9 @@ pub enum OpenError {
         /// Whose it is.
         found: String,
     },
+    /// Other members know better who this node is; says how.
+    #[error("{0}")]
+    Fenced(String),
     /// An address or name that cannot work.
     #[error("{0}")]
     Address(String),
@@ -413,6 +419,11 @@ impl Cluster {
             }
         };
         tokio::time::timeout(patience, moved).await.unwrap_or(false)
+    }
+
+    /// Waits until other members will never admit this process, and answers why.
+    pub async fn fenced(&self) -> String {
+        self.inner.start.fenced().await
     }
 
     /// Commits a join token that works once within `ttl` and returns its text, which nothing keeps.

@@ -56,8 +56,6 @@ pub(crate) struct Introduction {
     pub(crate) session: Bytes,
     /// How often the data directory was started.
     pub(crate) boot: u64,
-    /// Index of the last log entry when the process started.
-    pub(crate) last: u64,
 }
 
 /// Connections to peers; clones share them. At most four a peer, besides the stream that attends it.
@@ -183,12 +181,13 @@ impl Net {
         member.map(|member| Peer { address: member.address, incarnation: member.incarnation }).or(known)
     }
 
-    /// Introduces this process to `target` over a connection of its own, whose end is the other's end.
+    /// Introduces this process, whose log ends with entry `last`, to `target` over a connection of its own, whose end is the other's end.
     /// Refused connections keep their [`io::ErrorKind`].
     pub(crate) async fn attend(
         &self,
         target: u64,
         known: Option<Peer>,
+        last: u64,
     ) -> io::Result<Streaming<proto::AttendReply>> {
         let peer = self.peer(target, known).ok_or_else(|| io::Error::other("a node not known here"))?;
         let stream = dial(&peer.address, &self.0.connector, &server_name(target)).await?;
@@ -203,7 +202,7 @@ impl Net {
             envelope: Some(self.envelope(target, &peer.incarnation)),
             session: introduction.session.clone(),
             boot: introduction.boot,
-            last: introduction.last,
+            last,
         };
         let opened =
             tokio::time::timeout(CONNECT, async move { RaftClient::new(channel).attend(request).await });

@@ -9,10 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
+use quire_coordinator::rows;
 use quire_coordinator::tables::{ReadExt, Table};
 use quire_proto::cluster::AttendReply;
 use quire_proto::cluster::attend_reply::Verdict;
@@ -21,10 +23,12 @@ use quire_proto::store::Member;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::admission::{Admission, Answers};
 use super::network::{Net, known_peer};
-use super::raft::{Raft, Vote};
+use super::raft::{Raft, Vote, last_index};
+use super::register::Register;
 use super::server::LastWord;
-use super::standing::{Role, Standing};
+use super::standing::{self, Role, Standing};
 use super::store::Store;
 use crate::clock;
 
@@ -35,7 +39,14 @@ const SELDOM: Duration = Duration::from_millis(500);
 /// One candidate's turn: two round trips and two fsyncs. Survivors take turns, so that votes don't split.
 const TURN_MS: u64 = 60;
 /// Turns after which Raft's own timers are left to do it.
-const ROUNDS: u64 = 20;
+const ROUNDS: u64 = 6;
+
+/// For others to say that they know this process.
+const INTRODUCTION: Duration = Duration::from_secs(3);
+/// For them to make up their mind where one of them sees it twice.
+const DOUBT: Duration = Duration::from_secs(10);
+/// Between two notes of what others acknowledged; a directory rolled back by less goes unnoticed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Whose process is known to be gone, and since when.
 pub(crate) type Gone = BTreeMap<NodeId, Instant>;
@@ -49,6 +60,72 @@ pub(crate) struct Presence {
     pub(crate) store: Store,
     pub(crate) last_word: LastWord,
     pub(crate) gone: watch::Sender<Gone>,
+    pub(crate) register: Register,
+    pub(crate) start: Arc<Start>,
+}
+
+/// What this process was when it started, and what others said of it since.
+pub(crate) struct Start {
+    /// Who votes, by this node's own log.
+    pub(crate) voters: BTreeSet<u64>,
+    /// All others it knows.
+    pub(crate) others: BTreeSet<u64>,
+    pub(crate) at: Instant,
+    pub(crate) answers: Mutex<Answers>,
+    pub(crate) admission: watch::Sender<Admission>,
+}
+
+impl Start {
+    /// Whom a process that begins with `admission` has to be known to.
+    pub(crate) async fn new(raft: &Raft, store: &Store, admission: Admission) -> Result<Self, String> {
+        let voters = raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect());
+        let voters: BTreeSet<u64> = voters.await.map_err(|fatal| fatal.to_string())?;
+        let view = store.view().map_err(|error| error.to_string())?;
+        let members: Vec<Member> = view.all(Table::Members, &[]).map_err(|fault| fault.to_string())?;
+        let mut others: BTreeSet<u64> =
+            members.iter().map(|member| member.id).chain(voters.clone()).collect();
+        others.remove(raft.node_id());
+        let (answers, admission) = (Mutex::default(), watch::Sender::new(admission));
+        Ok(Start { voters, others, at: clock::steady(), answers, admission })
+    }
+
+    /// Waits until others know this process, but not for ever: without them it can only show what it has.
+    ///
+    /// # Errors
+    /// When they know it to be none of theirs.
+    pub(crate) async fn introduced(&self) -> Result<(), String> {
+        let mut admission = self.admission.subscribe();
+        for patience in [INTRODUCTION, DOUBT] {
+            let known = tokio::time::timeout(
+                patience,
+                admission.wait_for(|admission| *admission != Admission::Waiting),
+            )
+            .await;
+            if let Ok(Ok(known)) = known {
+                return match &*known {
+                    Admission::Shut(why) => Err(why.clone()),
+                    Admission::Waiting | Admission::Open => Ok(()),
+                };
+            }
+            if !self.answers.lock().unwrap_or_else(PoisonError::into_inner).doubted() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until others have refused this process for good.
+    pub(crate) async fn fenced(&self) -> String {
+        let mut admission = self.admission.subscribe();
+        loop {
+            if let Admission::Shut(why) = &*admission.borrow_and_update() {
+                return why.clone();
+            }
+            if admission.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
 }
 
 /// Streams and the campaign; all end with it.
@@ -69,15 +146,57 @@ impl Presence {
     /// Attends whom this node should, until aborted.
     pub(crate) async fn run(self, mut standing: watch::Receiver<Standing>) {
         let mut gone = self.gone.subscribe();
+        let mut look = tokio::time::interval(LOOK);
         let mut tasks = Tasks::default();
         loop {
+            self.judge();
             let now = standing.borrow_and_update().clone();
             self.attend_those(self.wanted(&now), &mut tasks);
             self.campaign_where_due(&now, &gone.borrow_and_update().clone(), &mut tasks);
             tokio::select! {
                 changed = standing.changed() => if changed.is_err() { return },
                 _ = gone.changed() => {}
+                _ = look.tick() => self.note(),
             }
+        }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.start.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waits(&self) -> bool {
+        *self.start.admission.borrow() == Admission::Waiting
+    }
+
+    /// Draws the conclusion from what others said of this process.
+    fn judge(&self) {
+        let Start { voters, others, at, admission, .. } = &*self.start;
+        if matches!(*admission.borrow(), Admission::Shut(_)) {
+            return;
+        }
+        let conclusion = self.answers().admission(self.me, voters, others, *at, clock::steady());
+        let changed = admission.send_if_modified(|before| {
+            // Once open, missing answers don't close it.
+            let change = *before != conclusion && conclusion != Admission::Waiting;
+            if change {
+                *before = conclusion;
+            }
+            change
+        });
+        if changed {
+            self.raft.runtime_config().elect(*admission.borrow() == Admission::Open);
+        }
+    }
+
+    /// Remembers what others acknowledged, by the leader's word or as the leader.
+    fn note(&self) {
+        let meta = self.store.view().ok().and_then(|view| rows::meta(&view).ok()).unwrap_or_default();
+        let heard = meta.heard.into_iter().map(|heard| (heard.node, heard.acked));
+        let known = standing::acked(&self.raft).into_iter().map(|(id, acked)| (id.0, acked));
+        let others = heard.chain(known).filter(|(node, acked)| *node != self.me && *acked > 0);
+        if let Err(error) = self.register.note(others) {
+            tracing::warn!(%error, "note what others acknowledged");
         }
     }
 
@@ -87,6 +206,9 @@ impl Presence {
         if now.role == Role::Leader {
             let members = self.store.view().ok().and_then(|view| view.all(Table::Members, &[]).ok());
             wanted.extend(members.into_iter().flatten().map(|member: Member| member.id));
+        }
+        if self.waits() {
+            wanted.extend(&self.start.others);
         }
         wanted.remove(&self.me);
         wanted
@@ -111,17 +233,27 @@ impl Presence {
     async fn attend(self, node: u64) {
         let mut pause = OFTEN;
         loop {
-            match self.net.attend(node, known_peer(&self.raft, node)).await {
+            // Once this process takes part its log grows, and so does what others know of it: no comparison
+            // would be fair.
+            let waiting = self.waits();
+            let last = if waiting { last_index(&self.store).unwrap_or_default() } else { u64::MAX };
+            match self.net.attend(node, known_peer(&self.raft, node), last).await {
                 Ok(mut stream) => {
                     // Admitted or not, the answer shows a process that lives.
                     while let Ok(Some(AttendReply { verdict, .. })) = stream.message().await {
-                        match Verdict::try_from(verdict) {
-                            Ok(Verdict::Leaving) => self.leave(node),
-                            Ok(Verdict::Welcome) => {
+                        let Ok(verdict) = Verdict::try_from(verdict) else { continue };
+                        if verdict == Verdict::Older && waiting && !self.waits() {
+                            break;
+                        }
+                        self.answers().handle(node, verdict, clock::steady());
+                        self.judge();
+                        match verdict {
+                            Verdict::Leaving => self.leave(node),
+                            Verdict::Welcome => {
                                 pause = OFTEN;
                                 self.back(node);
                             }
-                            _ => {}
+                            Verdict::Older | Verdict::Duplicate => {}
                         }
                     }
                 }
@@ -134,6 +266,8 @@ impl Presence {
     }
 
     fn leave(&self, node: u64) {
+        self.answers().handle_unreachable(node);
+        self.judge();
         self.gone.send_if_modified(|gone| {
             let new = !gone.contains_key(&NodeId(node));
             if new {
@@ -151,6 +285,9 @@ impl Presence {
     /// Starts at most one campaign against each leadership.
     fn campaign_where_due(&self, now: &Standing, gone: &Gone, tasks: &mut Tasks) {
         let Some(since) = now.leader.and_then(|leader| gone.get(&leader).copied()) else { return };
+        if *self.start.admission.borrow() != Admission::Open {
+            return;
+        }
         if !now.voters.contains(&NodeId(self.me)) || now.leader == Some(NodeId(self.me)) {
             return;
         }
@@ -180,12 +317,14 @@ impl Presence {
             return;
         }
         for round in 0..ROUNDS {
-            let turns = if round == 0 { rank } else { of };
+            // Longer each time: on a busy host a vote may take more than a turn.
+            let turns = if round == 0 { rank } else { of << (round - 1) };
             // The first gives the others a moment to see the same.
             let jitter = 10 + rand::random::<u64>() % 10;
             tokio::time::sleep(Duration::from_millis(turns * TURN_MS + jitter)).await;
             let spoke = self.last_word.at().is_some_and(|at| at > since);
-            if spoke || self.vote() != vote {
+            let now = self.vote();
+            if spoke || (now != vote && now.committed) {
                 return;
             }
             tracing::info!(round, "the leader is gone: asking for votes");

@@ -19,9 +19,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::admission::Admission;
 use super::membership::Doorkeeper;
 use super::network::{MESSAGE_OCTETS, node_uri};
 use super::raft::{Proposal, Raft, SnapshotMeta, Types, away};
+use super::register::{Place, Register};
 use super::snapshot::{Copy, Gate, Staging};
 use super::store::Store;
 use super::wire;
@@ -71,6 +73,10 @@ pub(crate) struct Members {
     pub(crate) last_word: LastWord,
     /// True from when this process stops.
     pub(crate) leaving: watch::Receiver<bool>,
+    /// Whether this process may take part itself.
+    pub(crate) admission: watch::Receiver<Admission>,
+    /// Who others are.
+    pub(crate) register: Register,
 }
 
 fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
@@ -78,7 +84,11 @@ fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
 }
 
 /// Keeps a stream open until this process stops or the other is gone.
-async fn accompany(to: mpsc::Sender<Result<proto::AttendReply, Status>>, mut leaving: watch::Receiver<bool>) {
+async fn accompany(
+    _place: Place,
+    to: mpsc::Sender<Result<proto::AttendReply, Status>>,
+    mut leaving: watch::Receiver<bool>,
+) {
     if to.send(says(Verdict::Welcome)).await.is_err() {
         return;
     }
@@ -106,6 +116,21 @@ impl Members {
         let leaf = certificates.first().ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let uri = tls::uri_of(leaf).ok_or_else(|| Status::unauthenticated("a certificate without a node"))?;
         self.check(&uri, envelope)
+    }
+
+    /// As [`Members::admit`], for what changes Raft's state: not before this process may take part.
+    fn admit_to_raft<T>(
+        &self,
+        request: &Request<T>,
+        envelope: Option<&proto::Envelope>,
+    ) -> Result<(), Status> {
+        self.admit(request, envelope)?;
+        match *self.admission.borrow() {
+            Admission::Open => Ok(()),
+            Admission::Waiting | Admission::Shut(_) => {
+                Err(Status::unavailable("this process is not yet known to other members"))
+            }
+        }
     }
 
     fn check(&self, uri: &str, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
@@ -199,7 +224,16 @@ impl Service for Members {
             return Err(Status::unavailable("this node is stopping"));
         }
         let (to, stream) = mpsc::channel(2);
-        tokio::spawn(accompany(to, self.leaving.clone()));
+        let request = request.into_inner();
+        let node = request.envelope.as_ref().map_or(0, |envelope| envelope.from);
+        let register = self.register.clone();
+        match away(move || register.admit(node, &request)).await.map_err(broken)? {
+            Ok(place) => drop(tokio::spawn(accompany(place, to, self.leaving.clone()))),
+            Err(verdict) => {
+                tracing::warn!(node, ?verdict, "a process of this node is not admitted");
+                to.send(says(verdict)).await.map_err(broken)?;
+            }
+        }
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -207,7 +241,7 @@ impl Service for Members {
         &self,
         request: Request<proto::AppendRequest>,
     ) -> Result<Response<proto::AppendReply>, Status> {
-        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
         let request = request.into_inner();
         let from = request.envelope.as_ref().map_or(0, |envelope| envelope.from);
         let entries = request.entries.into_iter().map(wire::to_entry).collect::<Result<Vec<_>, _>>();
@@ -235,7 +269,7 @@ impl Service for Members {
     }
 
     async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteReply>, Status> {
-        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
         let reply = self.raft.vote(ballot(request.get_ref())?).await.map_err(broken)?;
         Ok(Response::new(verdict(&reply)))
     }
@@ -244,7 +278,7 @@ impl Service for Members {
         &self,
         request: Request<proto::VoteRequest>,
     ) -> Result<Response<proto::VoteReply>, Status> {
-        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
         let reply = self.raft.pre_vote(ballot(request.get_ref())?).await.map_err(broken)?;
         Ok(Response::new(verdict(&reply)))
     }
@@ -256,7 +290,7 @@ impl Service for Members {
         let (metadata, extensions, mut parts) = request.into_parts();
         let first = parts.message().await?.and_then(|part| part.part);
         let Some(Part::Head(head)) = first else { return Err(absent("a head")) };
-        self.admit(&Request::from_parts(metadata, extensions, ()), head.envelope.as_ref())?;
+        self.admit_to_raft(&Request::from_parts(metadata, extensions, ()), head.envelope.as_ref())?;
         let vote = head.vote.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
         let meta = SnapshotMeta {
             last_log_id: head.last.as_ref().map(wire::to_log_id),
@@ -275,7 +309,7 @@ impl Service for Members {
         &self,
         request: Request<proto::TransferRequest>,
     ) -> Result<Response<proto::TransferReply>, Status> {
-        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
         let request = request.into_inner();
         let from = request.from.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
         let last = request.last.as_ref().map(wire::to_log_id);
@@ -290,7 +324,7 @@ impl Service for Members {
         &self,
         request: Request<proto::ProposeRequest>,
     ) -> Result<Response<proto::ProposeReply>, Status> {
-        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
         let result = match self.raft.client_write(Proposal(request.into_inner().command)).await {
             Ok(written) => {
                 let outcome = prost::Message::encode_to_vec(&written.data.0);

@@ -19,6 +19,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::admission::Admission;
 use super::directory::{
     CA_CERTIFICATE, CLUSTER_KEY, Card, Directory, NODE_CERTIFICATE, NODE_KEY, UPSTREAM_KEY, octets16,
 };
@@ -27,9 +28,10 @@ use super::machine::Machine;
 use super::membership::{self, Doorkeeper, ca_purpose, check_name, names};
 use super::network::{Introduction, Net};
 use super::place::{Place, labels};
-use super::presence::{Gone, Presence};
+use super::presence::{Gone, Presence, Start as Beginning};
 use super::propose::Proposer;
 use super::raft::{Log, Peer, Raft, Tuning, away};
+use super::register::Register;
 use super::server::{self, LastWord, Members};
 use super::spool::{SPOOL_LIMIT, Spool};
 use super::standing::{self, Standing};
@@ -54,6 +56,7 @@ pub(crate) struct Running {
     pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) gone: watch::Receiver<Gone>,
     pub(crate) last_word: LastWord,
+    pub(crate) start: Arc<Beginning>,
     tasks: Mutex<Tasks>,
     joiner: Joiner,
     _directory: Directory,
@@ -185,6 +188,7 @@ impl Parts {
         place: Place,
         store: Store,
         tuning: &Tuning,
+        gate: Admission,
     ) -> Result<Running, OpenError> {
         let me = self.me(place.listen)?;
         let tls = |error: crate::tls::TlsError| failed("prepare TLS")(error.to_string());
@@ -199,10 +203,17 @@ impl Parts {
         let machine = Machine::open(store.clone()).map_err(text).map_err(failed(stored))?;
         let spool =
             Spool::open(&store, me.id, SPOOL_LIMIT).map_err(text).map_err(failed("open the spool"))?;
-        let introduction = Introduction { session: random16()?, boot: 0, last: 0 };
+        let boot = {
+            let store = store.clone();
+            away(move || Ok(store.count_start()?)).await
+        }
+        .map_err(text)
+        .map_err(failed(stored))?;
+        let introduction = Introduction { session: random16()?, boot };
         let net = Net::new(me.id.0, me.cluster_id.clone(), connector, store.clone(), introduction);
-        let config =
-            tuning.config(&me.cluster_name).validate().map_err(text).map_err(failed("configure Raft"))?;
+        let mut config = tuning.config(&me.cluster_name);
+        config.enable_elect = gate == Admission::Open;
+        let config = config.validate().map_err(text).map_err(failed("configure Raft"))?;
         let log = Log::new(store.clone(), writer);
         let raft = Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine).await;
         let raft = raft.map_err(text).map_err(failed(stored))?;
@@ -210,6 +221,8 @@ impl Parts {
         let proposer = Proposer { me: me.id.0, raft: raft.clone(), net, store: store.clone() };
         let last_word = LastWord::default();
         let leaving = watch::Sender::new(false);
+        let register = Register::new(store.clone());
+        let start = Arc::new(Beginning::new(&raft, &store, gate).await.map_err(failed(stored))?);
         let members = Members {
             me: me.id.0,
             cluster_id: me.cluster_id.clone(),
@@ -219,6 +232,8 @@ impl Parts {
             gate: super::snapshot::Gate::default(),
             last_word: last_word.clone(),
             leaving: leaving.subscribe(),
+            admission: start.admission.subscribe(),
+            register: register.clone(),
         };
         let keys = Keys::from_octets(self.keys.octets())
             .ok_or_else(|| failed("copy the cluster key")(String::new()))?;
@@ -235,6 +250,8 @@ impl Parts {
             store,
             last_word: last_word.clone(),
             gone: gone.clone(),
+            register,
+            start: Arc::clone(&start),
         };
         let attending = tokio::spawn(presence.run(standing.clone()));
         let observing =
@@ -249,6 +266,7 @@ impl Parts {
             standing,
             gone: gone.subscribe(),
             last_word,
+            start,
             tasks: Mutex::new(Tasks {
                 leaving: Some(leaving),
                 stop: Some(stop),
@@ -389,7 +407,7 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
     let store = database(&directory.db(), &parts.card, true).await?;
     found(&mut parts, &store, bootstrap, &place, &tuning).await?;
     parts.settle(&directory)?;
-    parts.launch(directory, place, store, &tuning).await
+    parts.launch(directory, place, store, &tuning, Admission::Open).await
 }
 
 /// Elects the first node and commits the first entry, before anybody can hear of the cluster.
@@ -478,7 +496,7 @@ pub(crate) async fn join(
     };
     let store = database(&directory.db(), &parts.card, true).await?;
     parts.settle(&directory)?;
-    parts.launch(directory, place, store, &tuning).await
+    parts.launch(directory, place, store, &tuning, Admission::Open).await
 }
 
 pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenError> {
@@ -504,8 +522,19 @@ pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenEr
     if *card != before {
         parts.settle(&directory)?;
     }
-    let running = parts.launch(directory, place, store, &tuning).await?;
-    running.spawn(announce(running.proposer.clone(), running.me.clone()));
+    let running = parts.launch(directory, place, store, &tuning, Admission::Waiting).await?;
+    if let Err(why) = running.start.introduced().await {
+        running.stop().await;
+        running.close().await;
+        return Err(OpenError::Fenced(why));
+    }
+    let mut gate = running.start.admission.subscribe();
+    let (proposer, me) = (running.proposer.clone(), running.me.clone());
+    running.spawn(async move {
+        if gate.wait_for(|gate| *gate == Admission::Open).await.is_ok() {
+            announce(proposer, me).await;
+        }
+    });
     Ok(running)
 }
 

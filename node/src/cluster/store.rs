@@ -33,6 +33,9 @@ pub(crate) mod key {
     pub(crate) const MEMBERSHIP: &[u8] = b"membership";
     pub(crate) const ACTIVE: &[u8] = b"active";
     pub(crate) const SPOOL_RESERVED: &[u8] = b"spool-reserved";
+    pub(crate) const BOOT: &[u8] = b"boot";
+    /// Then 8 octets of a node's id.
+    pub(crate) const SEEN: &[u8] = b"seen/";
     pub(crate) const OWNER: &[u8] = b"owner";
 }
 
@@ -97,6 +100,16 @@ impl Store {
     pub(crate) fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let family = self.family(META)?;
         self.db.get_cf(family, key).map_err(|reason| StoreError::new("read the meta family", reason))
+    }
+
+    /// Counts this start of the directory; on disk before anybody hears of it.
+    pub(crate) fn count_start(&self) -> Result<u64, StoreError> {
+        let before = self.meta(key::BOOT)?.and_then(|octets| octets.try_into().ok());
+        let now = before.map_or(0, u64::from_be_bytes) + 1;
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META)?, key::BOOT, now.to_be_bytes());
+        self.write_synced(batch)?;
+        Ok(now)
     }
 
     /// Writes without waiting for the disk; ordered before every later synced write.
