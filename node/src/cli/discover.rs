@@ -18,6 +18,9 @@ use crate::snmp::{AuthProtocol, Credential, KeyExtension, PrivProtocol, V3};
 /// the terminal is slower.
 const FINDINGS: usize = 256;
 
+/// The ports of devices' own pages that are asked where none is named.
+const HTTP_PORTS: [u16; 3] = [80, 443, 8080];
+
 pub(super) async fn run(discover: Discover, format: Format) -> anyhow::Result<()> {
     let explain = discover.explain;
     let summary_file = discover.summary.clone();
@@ -93,6 +96,13 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         timeout: discover.timeout,
         retries: discover.retries,
         read: !discover.no_read,
+        http: match (discover.no_http, discover.http_port.is_empty()) {
+            (true, _) => Vec::new(),
+            (false, true) => HTTP_PORTS.to_vec(),
+            (false, false) => discover.http_port.clone(),
+        },
+        http_named: !discover.http_port.is_empty(),
+        ipp: !discover.no_ipp,
     })
 }
 

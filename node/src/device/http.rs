@@ -474,4 +474,4 @@ fn quoted<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -208,7 +208,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// The letter codes that makers print on ink and toner.
-fn color_of_code(code: &str) -> Option<&'static str> {
+pub(crate) fn color_of_code(code: &str) -> Option<&'static str> {
     Some(match code.trim().to_ascii_uppercase().as_str() {
         "K" | "BK" => "black",
         "C" => "cyan",
