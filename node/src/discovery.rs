@@ -83,6 +83,10 @@ pub(crate) struct Explanation {
     pub(crate) seconds_at_most: Option<f64>,
     /// Addresses of the targets that are excluded.
     pub(crate) excluded: u64,
+    /// TCP ports that devices which leave something open are asked on for their pages.
+    pub(crate) http_ports: Vec<u16>,
+    /// Whether they are asked over IPP.
+    pub(crate) ipp: bool,
 }
 
 /// Addresses to ask, in order, each once.
@@ -121,6 +125,8 @@ pub(crate) fn explain(options: &Options) -> Explanation {
         packets_at_least: addresses,
         seconds_at_most: (options.rate > 0).then(|| packets_at_most as f64 / f64::from(options.rate)),
         excluded: named.saturating_sub(addresses),
+        http_ports: options.http.clone(),
+        ipp: options.ipp,
     }
 }
 

@@ -75,8 +75,18 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
         Some(seconds) => format!("{seconds:.0} seconds at most, at {} packets a second", options.rate),
         None => "no limit on the rate".to_owned(),
     };
+    let pages = match (options.http.as_slice(), options.http_named) {
+        ([], _) => String::new(),
+        (ports, true) => format!(
+            "pages: every address without SNMP, and devices that leave something open, on TCP {ports:?}\n"
+        ),
+        (ports, false) => {
+            format!("pages: devices that leave their serial, total or supplies open, on TCP {ports:?}\n")
+        }
+    };
+    let ipp = if options.ipp { "IPP: the same devices, on TCP 631\n" } else { "" };
     let text = format!(
-        "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{time}\nnothing was sent",
+        "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{pages}{ipp}{time}\nnothing was sent",
         explanation.addresses,
         explanation.excluded,
         explanation.packets_at_least,

@@ -80,7 +80,6 @@ pub(crate) fn read(octets: &[u8], source: &str) -> Option<Reading> {
 const END: u8 = 0x03;
 const PRINTER: u8 = 0x04;
 const FIRST_VALUE: u8 = 0x10;
-const COLLECTION: std::ops::RangeInclusive<u8> = 0x34..=0x37;
 /// The longest value of text, name, keyword and URI (RFC 8011 section 5.1).
 const LONGEST: usize = 1023;
 const LONGEST_NAME: usize = 255;
@@ -110,8 +109,14 @@ fn only_wanted(octets: &[u8]) -> Option<Vec<u8>> {
         if !name.is_empty() {
             wanted = std::str::from_utf8(name).is_ok_and(|name| WANTED.contains(&name));
         }
-        if printer && wanted && sound(*tag, value) {
-            kept.extend_from_slice(&rest[..rest.len() - after.len()]);
+        let plain = without_language(*tag, value).filter(|(tag, value)| sound(*tag, value));
+        if let Some((tag, value)) = plain.filter(|_| printer && wanted) {
+            kept.push(tag);
+            for part in [name, value] {
+                // Both came behind a length of two octets.
+                kept.extend(u16::try_from(part.len()).ok()?.to_be_bytes());
+                kept.extend_from_slice(part);
+            }
         } else if !name.is_empty() {
             wanted = false;
         }
@@ -127,14 +132,25 @@ fn counted(octets: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
 }
 
-/// True for values that the codec takes: no collections, no text with a language, lengths as the standard has them.
+/// A text or name that says its language, as one that does not (RFC 8010 section 3.9); others as they are.
+fn without_language(tag: u8, value: &[u8]) -> Option<(u8, &[u8])> {
+    let plain = match tag {
+        0x35 => 0x41,
+        0x36 => 0x42,
+        _ => return Some((tag, value)),
+    };
+    let (_, rest) = counted(value)?;
+    let (text, _) = counted(rest)?;
+    Some((plain, text))
+}
+
+/// True for values that the codec takes: no collections, lengths as the standard has them.
 fn sound(tag: u8, value: &[u8]) -> bool {
     match tag {
         // integer, enum
         0x21 | 0x23 => value.len() == 4,
         0x30 | 0x41 | 0x45 => value.len() <= LONGEST,
         0x42 | 0x44 => value.len() <= LONGEST_NAME,
-        _ if COLLECTION.contains(&tag) => false,
         _ => false,
     }
 }

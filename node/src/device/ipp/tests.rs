@@ -88,6 +88,7 @@ fn values_that_the_codec_chokes_on_cost_themselves_only() {
         0,
         &[
             MODEL,
+            (0x36, "printer-name", &[0, 2, b'e', b'n', 0, 2, b'P', b'1']),
             // A language of 255 octets in a value of three.
             (0x35, "printer-location", &[0, 255, b'e']),
             (TEXT, "printer-state-message", &long),
@@ -97,6 +98,7 @@ fn values_that_the_codec_chokes_on_cost_themselves_only() {
     );
     let reading = read(&octets, "").unwrap();
     assert_eq!(reading.facts.model.as_deref(), Some("HP LaserJet M605"));
+    assert_eq!(reading.facts.name.as_deref(), Some("P1"));
     assert_eq!((reading.status, reading.facts.location, reading.display), (None, None, None));
 }
 
