@@ -1,5 +1,7 @@
 //! Captured pages and IPP answers, served by a real server and read over the wire.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // The tally is what a human wants to see.
+
 use std::path::{Path, PathBuf};
 
 use axum::extract::Request;
