@@ -15,11 +15,12 @@ use quire_proto::address::Target;
 use quire_proto::reading::Reading;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::clock;
-use crate::device::{self, Finished, Place, Verdict, device_json};
+use crate::device::web::{self, Asking};
+use crate::device::{self, Place, Verdict, device_json};
 use crate::snmp::{self, Credential, Patience, Snmp, Sweep, SweepEvent};
 
 /// What to do.
@@ -32,6 +33,17 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     pub(crate) retries: u8,
     pub(crate) read: bool,
+    /// Ports of the devices' own pages; none asks for no pages.
+    pub(crate) http: Vec<u16>,
+    /// The ports were named, so addresses that are silent to SNMP are asked, too.
+    pub(crate) http_named: bool,
+    pub(crate) ipp: bool,
+}
+
+impl Options {
+    fn asking(&self) -> Asking {
+        Asking { ports: self.http.clone(), ipp: self.ipp, unknown: self.http_named, ..Asking::default() }
+    }
 }
 
 /// What comes out, one by one.
@@ -71,6 +83,10 @@ pub(crate) struct Explanation {
     pub(crate) seconds_at_most: Option<f64>,
     /// Addresses of the targets that are excluded.
     pub(crate) excluded: u64,
+    /// TCP ports that devices which leave something open are asked on for their pages.
+    pub(crate) http_ports: Vec<u16>,
+    /// Whether they are asked over IPP.
+    pub(crate) ipp: bool,
 }
 
 /// Addresses to ask, in order, each once.
@@ -109,12 +125,18 @@ pub(crate) fn explain(options: &Options) -> Explanation {
         packets_at_least: addresses,
         seconds_at_most: (options.rate > 0).then(|| packets_at_most as f64 / f64::from(options.rate)),
         excluded: named.saturating_sub(addresses),
+        http_ports: options.http.clone(),
+        ipp: options.ipp,
     }
 }
 
 /// Devices being read at the same time: each has one request in flight, so this bounds memory and
 /// sockets at some megabytes while a slow device holds up nobody.
 const READS: usize = 1_000;
+
+/// Devices whose pages are read at the same time, one connection each: as many sockets, and page texts of a few
+/// megabytes in the worst case.
+const VISITS: usize = 64;
 
 /// Runs the pass; findings go to `tell`.
 ///
@@ -135,7 +157,14 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
         credentials: options.credentials.clone(),
         oids: device::probe_oids(),
     });
-    let mut pass = Pass { tell, summary: Summary::default(), read: options.read };
+    let mut pass = Pass {
+        tell,
+        summary: Summary::default(),
+        read: options.read,
+        asking: Arc::new(options.asking()),
+        visits: Arc::new(Semaphore::new(VISITS)),
+        answered: BTreeSet::new(),
+    };
     let mut reads = JoinSet::new();
     let mut sweeping = true;
     loop {
@@ -145,11 +174,14 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
                 None => sweeping = false,
             },
             Some(done) = reads.join_next(), if !reads.is_empty() => {
-                let (peer, finished) = done.context("read a device")?;
-                pass.found(peer, finished.reading).await;
+                let (peer, reading) = done.context("read a device")?;
+                pass.found(peer, reading).await;
             }
             else => break,
         }
+    }
+    if options.read && options.http_named {
+        pass.visit_silent(peers(&options), options.rate).await?;
     }
     let stats = snmp.stats();
     Ok(Summary {
@@ -162,20 +194,35 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
     })
 }
 
+/// What pages and IPP add to a reading, when it is this device's turn.
+async fn visit(visits: &Semaphore, asking: &Asking, ip: IpAddr, reading: Reading) -> Reading {
+    if !device::lacks(&reading) {
+        return reading;
+    }
+    // The semaphore is never closed; were it, the device would be read all the same.
+    let _turn = visits.acquire().await;
+    web::complete(reading, ip, asking).await.0
+}
+
 /// One pass in the making.
 struct Pass {
     tell: mpsc::Sender<Finding>,
     summary: Summary,
     read: bool,
+    asking: Arc<Asking>,
+    visits: Arc<Semaphore>,
+    /// Who spoke SNMP, printer or not.
+    answered: BTreeSet<IpAddr>,
 }
 
-type Reads = JoinSet<(SocketAddr, Finished)>;
+type Reads = JoinSet<(SocketAddr, Option<Reading>)>;
 
 impl Pass {
     async fn handle(&mut self, snmp: &Snmp, event: SweepEvent, reads: &mut Reads) {
         match event {
             SweepEvent::Answered { peer, credential, answer } => {
                 self.summary.responders += 1;
+                self.answered.insert(peer.ip());
                 if device::judge(&answer.response.varbinds) == Verdict::NotPrinter {
                     return;
                 }
@@ -183,9 +230,11 @@ impl Pass {
                     let via = device::via(&credential);
                     return self.found(peer, device::glance(via, &answer.response.varbinds)).await;
                 }
-                let snmp = snmp.clone();
+                let (snmp, asking, visits) = (snmp.clone(), self.asking.clone(), self.visits.clone());
                 reads.spawn(async move {
-                    (peer, device::read(&snmp, peer, &credential, None, Patience::Normal).await)
+                    let finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
+                    let Some(reading) = finished.reading else { return (peer, None) };
+                    (peer, Some(visit(&visits, &asking, peer.ip(), reading).await))
                 });
             }
             SweepEvent::Progress { done } => self.tell(Finding::Progress(done)).await,
@@ -215,6 +264,36 @@ impl Pass {
             ..Place::default()
         };
         self.tell(Finding::Device(device_json(&place, &reading))).await;
+    }
+
+    /// Pages and IPP of the addresses that SNMP heard nothing of, new ones no faster than packets may be sent.
+    async fn visit_silent(
+        &mut self,
+        peers: impl Iterator<Item = SocketAddr>,
+        rate: u32,
+    ) -> anyhow::Result<()> {
+        let mut reads = Reads::new();
+        let mut peers = peers;
+        let gap = Duration::from_secs(1).checked_div(rate).unwrap_or_default();
+        loop {
+            if reads.len() < VISITS
+                && let Some(peer) = peers.next()
+            {
+                if self.answered.insert(peer.ip()) {
+                    let (asking, visits) = (self.asking.clone(), self.visits.clone());
+                    reads.spawn(async move {
+                        let reading = visit(&visits, &asking, peer.ip(), Reading::default()).await;
+                        (peer, (!reading.via.is_empty()).then_some(reading))
+                    });
+                    tokio::time::sleep(gap).await;
+                }
+                continue;
+            }
+            let Some(done) = reads.join_next().await else { return Ok(()) };
+            let (peer, reading) = done.context("read a device's pages")?;
+            self.summary.responders += u64::from(reading.is_some());
+            self.found(peer, reading).await;
+        }
     }
 
     async fn tell(&self, finding: Finding) {

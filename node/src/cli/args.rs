@@ -213,6 +213,16 @@ pub(crate) struct Discover {
     /// How often to ask again
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) retries: u8,
+    /// Port of the devices' own pages; repeatable. Named ones are also asked where SNMP is silent [default: 80, 443 and
+    /// 8080 of devices that answer SNMP and leave their serial, total or supplies open]
+    #[arg(long, value_name = "PORT", conflicts_with = "no_http")]
+    pub(crate) http_port: Vec<u16>,
+    /// Do not read the devices' own pages
+    #[arg(long)]
+    pub(crate) no_http: bool,
+    /// Do not ask over IPP
+    #[arg(long)]
+    pub(crate) no_ipp: bool,
     /// Only find devices, do not read their meters
     #[arg(long)]
     pub(crate) no_read: bool,

@@ -18,6 +18,9 @@ use crate::snmp::{AuthProtocol, Credential, KeyExtension, PrivProtocol, V3};
 /// the terminal is slower.
 const FINDINGS: usize = 256;
 
+/// The ports of devices' own pages that are asked where none is named.
+const HTTP_PORTS: [u16; 3] = [80, 443, 8080];
+
 pub(super) async fn run(discover: Discover, format: Format) -> anyhow::Result<()> {
     let explain = discover.explain;
     let summary_file = discover.summary.clone();
@@ -72,8 +75,18 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
         Some(seconds) => format!("{seconds:.0} seconds at most, at {} packets a second", options.rate),
         None => "no limit on the rate".to_owned(),
     };
+    let pages = match (options.http.as_slice(), options.http_named) {
+        ([], _) => String::new(),
+        (ports, true) => format!(
+            "pages: every address without SNMP, and devices that leave something open, on TCP {ports:?}\n"
+        ),
+        (ports, false) => {
+            format!("pages: devices that leave their serial, total or supplies open, on TCP {ports:?}\n")
+        }
+    };
+    let ipp = if options.ipp { "IPP: the same devices, on TCP 631\n" } else { "" };
     let text = format!(
-        "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{time}\nnothing was sent",
+        "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{pages}{ipp}{time}\nnothing was sent",
         explanation.addresses,
         explanation.excluded,
         explanation.packets_at_least,
@@ -93,6 +106,13 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         timeout: discover.timeout,
         retries: discover.retries,
         read: !discover.no_read,
+        http: match (discover.no_http, discover.http_port.is_empty()) {
+            (true, _) => Vec::new(),
+            (false, true) => HTTP_PORTS.to_vec(),
+            (false, false) => discover.http_port.clone(),
+        },
+        http_named: !discover.http_port.is_empty(),
+        ipp: !discover.no_ipp,
     })
 }
 

@@ -8,6 +8,7 @@ mod credentials;
 mod reach;
 mod report;
 mod sweep;
+mod web;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -88,6 +89,7 @@ pub(super) struct Tools {
     pub(super) snmp: Snmp,
     pub(super) reporter: Reporter,
     pub(super) ways: Ways,
+    pub(super) web: Arc<web::Web>,
     pub(super) settings: Arc<Settings>,
     pub(super) credentials: Arc<Vec<Arc<Credential>>>,
 }
@@ -108,7 +110,14 @@ impl Collector {
     pub(crate) fn new(cluster: Cluster, snmp: Snmp, reporter: Reporter) -> Self {
         let settings = Arc::new(Settings::default());
         let roster = Roster::new(settings.discovery.schedule.clone(), settings.metering.every_ms, READS);
-        let tools = Tools { snmp, reporter, ways: Ways::default(), settings, credentials: Arc::default() };
+        let tools = Tools {
+            snmp,
+            reporter,
+            ways: Ways::default(),
+            web: Arc::default(),
+            settings,
+            credentials: Arc::default(),
+        };
         Collector {
             cluster,
             tools,
@@ -195,6 +204,7 @@ impl Collector {
         };
         self.tools.credentials = Arc::new(credentials::of(&settings));
         self.tools.ways.clear();
+        self.tools.web.clear();
         self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
         self.tools.settings = settings;
     }
@@ -309,6 +319,7 @@ async fn read(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> Ended {
         match finished.reading {
             Some(reading) if finished.complete => {
                 tools.ways.put(peer, Way { credential: way.credential, plan: finished.plan });
+                let reading = tools.web.complete(&tools.settings, reading, peer.ip(), web::Lane::Read).await;
                 tools.reporter.report(observe(What::Reading(convert::encode(&reading)))).await;
                 return Ended::Done;
             }

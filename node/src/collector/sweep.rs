@@ -11,6 +11,7 @@ use quire_proto::store::observation::What;
 use quire_proto::store::{Refusal, SweepMark};
 use tokio::task::JoinSet;
 
+use super::web::Lane;
 use super::{Ended, Tools, Way};
 use crate::device::{self, Finished, Verdict};
 use crate::snmp::{Credential, Patience, Sweep, SweepEvent};
@@ -92,9 +93,15 @@ impl UnitSweep {
                 mark.responders += 1;
                 let printer = device::judge(&answer.response.varbinds) != Verdict::NotPrinter;
                 if printer && !self.known.contains(&peer) {
-                    let snmp = tools.snmp.clone();
+                    let tools = tools.clone();
                     reads.spawn(async move {
-                        let finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
+                        let mut finished =
+                            device::read(&tools.snmp, peer, &credential, None, Patience::Normal).await;
+                        if let Some(reading) = finished.reading.take() {
+                            let settings = &tools.settings;
+                            let whole = tools.web.complete(settings, reading, peer.ip(), Lane::Sweep).await;
+                            finished.reading = Some(whole);
+                        }
                         (peer, credential, finished)
                     });
                 }

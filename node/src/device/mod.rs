@@ -4,13 +4,20 @@
 //! The standard reader (`read`, `standard`, `supply`) knows RFC 3805, RFC 2790 and RFC 1213 only; what vendors add
 //! stands in `vendors.toml` and is applied by `vendor`. Nothing here may send, sleep or ask for the time.
 //!
+//! What SNMP leaves open, a device's own pages (`ews`) and IPP (`ipp`) may say; both are sans-IO, too. `http` is the
+//! only file that connects, to one device at a time, and `web` drives it.
+//!
 //! Architecture Invariant: a [`Read`] asks at most [`MAX_REQUESTS`] questions, whatever the device answers.
 
 mod answers;
 mod brand;
 mod drive;
+mod ews;
+pub mod http;
+mod ipp;
 mod json;
 mod judge;
+mod merge;
 mod mib;
 mod read;
 mod standard;
@@ -18,6 +25,7 @@ mod supply;
 mod text;
 mod vendor;
 mod walk;
+pub mod web;
 
 #[cfg(test)]
 mod hardship;
@@ -29,4 +37,5 @@ mod responder;
 pub use drive::{read, via};
 pub use json::{Place, device_json};
 pub use judge::{Verdict, glance, judge, probe_oids};
+pub use merge::{lacks, merge};
 pub use read::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};

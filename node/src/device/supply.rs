@@ -127,7 +127,7 @@ const COLORS: [(&str, &[&str]); 9] = [
 ];
 
 /// The one colour that a name contains as a word; two colours (`Tri-color`, `Cyan/Magenta`) are none.
-fn color_word(name: &str) -> Option<&'static str> {
+pub(crate) fn color_word(name: &str) -> Option<&'static str> {
     let lower = name.to_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect();
     for (color, phrases) in &COLORS[..2] {
@@ -157,7 +157,7 @@ fn kind(code: Option<i64>, class: Option<i64>, unit: Option<i64>, name: &str) ->
     }
 }
 
-fn kind_of_name(class: Option<i64>, unit: Option<i64>, name: &str) -> SupplyKind {
+pub(crate) fn kind_of_name(class: Option<i64>, unit: Option<i64>, name: &str) -> SupplyKind {
     // prtMarkerSuppliesSupplyUnit: impressions and grams are toner's, millilitres are ink's.
     const IMPRESSIONS: Option<i64> = Some(7);
     const TENTHS_OF_GRAMS: Option<i64> = Some(13);

@@ -1,0 +1,221 @@
+//! Devices' own pages and IPP in the collector: what SNMP leaves open, without ever holding up SNMP.
+//!
+//! A visit may take half a minute, so it needs a place in a lane that is narrower than the room for reads: at the
+//! bound a device is reported as SNMP has it, with what its pages said of its identity before. It must never report
+//! a counter that was not read just now.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quire_coordinator::settings::Settings;
+use quire_proto::id::Millis;
+use quire_proto::reading::{Counters, Reading};
+use tokio::sync::Semaphore;
+
+use crate::clock;
+use crate::device::http::{Fingerprint, Login};
+use crate::device::web::{self, Asking};
+use crate::device::{lacks, merge};
+
+/// Visits at the same time, one connection each: as many sockets.
+const ACTIVE: usize = 16;
+/// Scheduled reads in or waiting for a visit: half the room for reads, so the other half is always SNMP's.
+const READING: usize = super::READS / 2;
+/// The same of reads during sweeps, of which there may be 64 a unit.
+const SWEEPING: usize = 24;
+/// How long a device whose pages said nothing is left alone.
+const NOTHING_FOR_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// Which reads a visit takes room from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Those of the schedule.
+    Read,
+    /// Those of new devices in a sweep.
+    Sweep,
+}
+
+/// What is remembered of a device, until the process ends or the settings change.
+#[derive(Clone, Default)]
+struct Known {
+    pin: Option<Fingerprint>,
+    login_refused: bool,
+    nothing_until: Millis,
+    /// What its pages said last, without counters and levels.
+    identity: Reading,
+}
+
+/// The visits of one node.
+pub(crate) struct Web {
+    active: Semaphore,
+    reading: Semaphore,
+    sweeping: Semaphore,
+    /// A bound is the number of devices that a node owns.
+    known: Mutex<HashMap<IpAddr, Known>>,
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Web {
+            active: Semaphore::new(ACTIVE),
+            reading: Semaphore::new(READING),
+            sweeping: Semaphore::new(SWEEPING),
+            known: Mutex::default(),
+        }
+    }
+}
+
+impl Web {
+    /// Forgets everything, so that changed logins are tried.
+    pub(super) fn clear(&self) {
+        self.known().clear();
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `standard` with what pages and IPP add, where it lacks something and there is room.
+    pub(super) async fn complete(
+        &self,
+        settings: &Settings,
+        standard: Reading,
+        ip: IpAddr,
+        lane: Lane,
+    ) -> Reading {
+        if settings.http.ports.is_empty() || !lacks(&standard) {
+            return standard;
+        }
+        let mut known = self.known().get(&ip).cloned().unwrap_or_default();
+        let room = match lane {
+            Lane::Read => &self.reading,
+            Lane::Sweep => &self.sweeping,
+        };
+        if clock::now() < known.nothing_until || excluded(settings, ip) {
+            return remember(standard, known.identity);
+        }
+        let Ok(_room) = room.try_acquire() else { return remember(standard, known.identity) };
+        let Ok(_turn) = self.active.acquire().await else { return standard };
+        let asking = asking(settings, ip, &known);
+        let (whole, learnt) = web::complete(standard, ip, &asking).await;
+        if let (Some(before), Some(now)) = (known.pin, learnt.fingerprint)
+            && before != now
+        {
+            tracing::warn!(%ip, %before, %now, "the device's certificate is another one");
+        }
+        if learnt.login_refused && !known.login_refused {
+            tracing::warn!(%ip, "the device refused the configured login; it is not offered again");
+        }
+        known.pin = known.pin.or(learnt.fingerprint);
+        known.login_refused |= learnt.login_refused;
+        let whole = remember(whole, known.identity.clone());
+        if learnt.found {
+            known.identity = identity(&whole);
+        } else {
+            known.nothing_until = Millis(clock::now().0.saturating_add(NOTHING_FOR_MS));
+        }
+        self.known().insert(ip, known);
+        whole
+    }
+}
+
+/// `reading` with what the same device said of its identity before. An address is no identity: only a hardware
+/// address that is the same says that this is the same device.
+fn remember(reading: Reading, identity: Reading) -> Reading {
+    let same = reading.facts.mac.is_some() && reading.facts.mac == identity.facts.mac;
+    if same { merge(reading, identity, Reading::default()) } else { reading }
+}
+
+fn excluded(settings: &Settings, ip: IpAddr) -> bool {
+    settings.discovery.exclude.iter().any(|prefix| prefix.contains(&ip))
+}
+
+fn asking(settings: &Settings, ip: IpAddr, known: &Known) -> Asking {
+    let login = settings.http_logins.iter().find(|login| login.segment.contains(&ip));
+    let login = login.filter(|_| !known.login_refused);
+    Asking {
+        ports: settings.http.ports.clone(),
+        ipp: true,
+        unknown: false,
+        login: login.map(|login| Arc::new(Login::new(&login.user, login.password.expose()))),
+        pin: known.pin,
+    }
+}
+
+/// What does not change between two reads, with its sources.
+fn identity(reading: &Reading) -> Reading {
+    let mut sources = reading.sources.clone();
+    sources.retain(|field, _| {
+        !field.contains('.') && !matches!(field.as_str(), "status" | "conditions" | "display")
+    });
+    Reading {
+        facts: reading.facts.clone(),
+        counters: Counters::default(),
+        sources,
+        via: reading.via.clone(),
+        ..Reading::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quire_proto::reading::Via;
+
+    fn settings(text: &str) -> Settings {
+        Settings::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_login_is_for_its_segment_and_never_after_a_refusal() {
+        let settings = settings(
+            "[[http_login]]\nsegment = \"10.1.0.0/16\"\nuser = \"viewer\"\npassword = \"top secret\"\n",
+        );
+        let mut known = Known::default();
+        let asked = asking(&settings, "10.1.2.3".parse().unwrap(), &known);
+        assert!(asked.login.is_some());
+        assert!(!format!("{asked:?}").contains("top secret"));
+        assert!(asking(&settings, "10.2.2.3".parse().unwrap(), &known).login.is_none());
+        known.login_refused = true;
+        assert!(asking(&settings, "10.1.2.3".parse().unwrap(), &known).login.is_none());
+    }
+
+    #[test]
+    fn what_is_remembered_holds_no_counter() {
+        let mut reading = Reading { via: vec![Via::SnmpV2c, Via::Http], ..Reading::default() };
+        reading.facts.serial = Some("S1".into());
+        reading.counters.total = Some(7);
+        for field in ["serial", "counters.total", "supplies.1.percent", "status"] {
+            reading.sources.insert(field.into(), "/x".into());
+        }
+        let kept = identity(&reading);
+        assert!(kept.counters.is_empty() && kept.facts.serial.is_some());
+        assert_eq!(kept.sources.keys().collect::<Vec<_>>(), ["serial"]);
+    }
+
+    #[test]
+    fn another_device_at_the_address_gets_no_serial_of_the_one_before() {
+        let with = |mac: &str, serial: Option<&str>| {
+            let mut reading = Reading::default();
+            reading.facts.mac = mac.parse().ok();
+            reading.facts.serial = serial.map(str::to_owned);
+            reading
+        };
+        let before = with("00:11:22:33:44:55", Some("S1"));
+        let same = remember(with("00:11:22:33:44:55", None), before.clone());
+        assert_eq!(same.facts.serial.as_deref(), Some("S1"));
+        assert_eq!(remember(with("00:11:22:33:44:66", None), before.clone()).facts.serial, None);
+        assert_eq!(remember(with("", None), before).facts.serial, None);
+    }
+
+    #[tokio::test]
+    async fn without_ports_nothing_is_asked() {
+        let settings = settings("[http]\nports = []\n");
+        let web = Web::default();
+        let whole =
+            web.complete(&settings, Reading::default(), "127.0.0.1".parse().unwrap(), Lane::Read).await;
+        assert_eq!(whole, Reading::default());
+        assert!(web.known().is_empty());
+    }
+}

@@ -1,0 +1,186 @@
+//! One reading of what several protocols said: SNMP's word stands, pages and IPP fill what it leaves open.
+
+use quire_proto::reading::{Counters, Facts, Reading, Supply, SupplyState};
+
+/// What a reading without which a device is not understood lacks: its serial, its total, or the level of any supply.
+pub fn lacks(reading: &Reading) -> bool {
+    let level = |supply: &Supply| supply.percent.is_some() || supply.state == SupplyState::Unlimited;
+    reading.facts.serial.is_none() || reading.counters.total.is_none() || !reading.supplies.iter().any(level)
+}
+
+/// `standard` filled from `web`, then from `ipp`; each value keeps its source, and who contributed stands in `via`.
+pub fn merge(standard: Reading, web: Reading, ipp: Reading) -> Reading {
+    fill(fill(standard, web), ipp)
+}
+
+fn fill(mut into: Reading, from: Reading) -> Reading {
+    let mut filler = Filler { into: &mut into, from: &from, used: false };
+    filler.facts();
+    filler.counters();
+    filler.supplies();
+    filler.status();
+    if filler.used {
+        into.via.extend(from.via.iter().copied());
+        into.via.sort_unstable();
+        into.via.dedup();
+    }
+    into
+}
+
+struct Filler<'a> {
+    into: &'a mut Reading,
+    from: &'a Reading,
+    used: bool,
+}
+
+impl Filler<'_> {
+    fn take<T: Clone>(&mut self, field: &str, place: fn(&mut Reading) -> &mut Option<T>, value: &Option<T>) {
+        let place = place(self.into);
+        if place.is_none() && value.is_some() {
+            place.clone_from(value);
+            self.cite(field, field);
+        }
+    }
+
+    /// Takes over where a value came from.
+    fn cite(&mut self, field: &str, its: &str) {
+        self.used = true;
+        if let Some(source) = self.from.sources.get(its) {
+            self.into.sources.insert(field.to_owned(), source.clone());
+        }
+    }
+
+    fn facts(&mut self) {
+        let Facts { vendor, model, serial, mac, name, location, firmware, asset, .. } = &self.from.facts;
+        self.take("vendor", |reading| &mut reading.facts.vendor, vendor);
+        self.take("model", |reading| &mut reading.facts.model, model);
+        self.take("serial", |reading| &mut reading.facts.serial, serial);
+        self.take("mac", |reading| &mut reading.facts.mac, mac);
+        self.take("name", |reading| &mut reading.facts.name, name);
+        self.take("location", |reading| &mut reading.facts.location, location);
+        self.take("firmware", |reading| &mut reading.facts.firmware, firmware);
+        self.take("asset", |reading| &mut reading.facts.asset, asset);
+    }
+
+    /// A part is taken only where it can be a part of the total that stands.
+    fn counters(&mut self) {
+        let from = &self.from.counters;
+        let sheets = self.into.counters.unit.is_some();
+        self.take("counters.total", |reading| &mut reading.counters.total, &from.total);
+        let total = self.into.counters.total;
+        let part =
+            |value: Option<u64>| value.filter(|value| !sheets && total.is_none_or(|total| *value <= total));
+        let Counters { mono, color, prints, copies, faxes, scans, .. } = from;
+        self.take("counters.mono", |reading| &mut reading.counters.mono, &part(*mono));
+        self.take("counters.color", |reading| &mut reading.counters.color, &part(*color));
+        self.take("counters.prints", |reading| &mut reading.counters.prints, &part(*prints));
+        self.take("counters.copies", |reading| &mut reading.counters.copies, &part(*copies));
+        self.take("counters.faxes", |reading| &mut reading.counters.faxes, &part(*faxes));
+        self.take("counters.scans", |reading| &mut reading.counters.scans, scans);
+    }
+
+    /// All supplies where none were known; else the levels of those that only one of them can be.
+    fn supplies(&mut self) {
+        if self.into.supplies.is_empty() {
+            self.into.supplies.clone_from(&self.from.supplies);
+            for (field, source) in
+                self.from.sources.iter().filter(|(field, _)| field.starts_with("supplies."))
+            {
+                self.into.sources.insert(field.clone(), source.clone());
+            }
+            self.used |= !self.from.supplies.is_empty();
+            return;
+        }
+        let alike = |one: &Supply, other: &Supply| one.kind == other.kind && one.color == other.color;
+        for n in 0..self.into.supplies.len() {
+            let known = &self.into.supplies[n];
+            let twins = self.into.supplies.iter().filter(|other| alike(known, other)).count();
+            let mut same = self.from.supplies.iter().filter(|other| alike(known, other));
+            let (Some(found), None) = (same.next(), same.next()) else { continue };
+            let vague =
+                matches!(known.state, SupplyState::Unknown | SupplyState::Some) && known.percent.is_none();
+            if twins > 1 || !vague || found.percent.is_none() {
+                continue;
+            }
+            let (index, its) = (known.index, found.index);
+            let supply = &mut self.into.supplies[n];
+            (supply.percent, supply.state) = (found.percent, found.state);
+            self.cite(&format!("supplies.{index}.percent"), &format!("supplies.{its}.percent"));
+        }
+    }
+
+    fn status(&mut self) {
+        self.take("status", |reading| &mut reading.status, &self.from.status);
+        self.take("display", |reading| &mut reading.display, &self.from.display);
+        if self.into.conditions.is_empty() && !self.from.conditions.is_empty() {
+            self.into.conditions.clone_from(&self.from.conditions);
+            self.cite("conditions", "conditions");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quire_proto::reading::{SupplyKind, Via};
+
+    fn toner(color: &str, percent: Option<u8>, state: SupplyState) -> Supply {
+        Supply {
+            index: 4,
+            name: color.to_owned(),
+            kind: SupplyKind::Toner,
+            color: Some(color.to_owned()),
+            level: None,
+            max: None,
+            unit: None,
+            percent,
+            state,
+        }
+    }
+
+    fn reading(via: Via, serial: Option<&str>, total: Option<u64>) -> Reading {
+        let mut reading = Reading { via: vec![via], ..Reading::default() };
+        reading.facts.serial = serial.map(str::to_owned);
+        reading.counters.total = total;
+        for field in ["serial", "counters.total", "supplies.4.percent"] {
+            reading.sources.insert(field.to_owned(), format!("{via:?}"));
+        }
+        reading
+    }
+
+    #[test]
+    fn snmps_word_stands_and_the_rest_is_filled() {
+        let mut standard = reading(Via::SnmpV2c, None, Some(7));
+        standard.sources.remove("serial");
+        let merged =
+            merge(standard, reading(Via::Http, Some("W"), Some(9)), reading(Via::Ipp, Some("I"), None));
+        assert_eq!((merged.facts.serial.as_deref(), merged.counters.total), (Some("W"), Some(7)));
+        assert_eq!(merged.via, [Via::SnmpV2c, Via::Http], "IPP added nothing");
+        assert_eq!(
+            (merged.sources["serial"].as_str(), merged.sources["counters.total"].as_str()),
+            ("Http", "SnmpV2c")
+        );
+    }
+
+    #[test]
+    fn a_level_is_filled_where_one_supply_is_meant() {
+        let mut standard = reading(Via::SnmpV2c, Some("S"), Some(7));
+        standard.supplies =
+            vec![toner("black", None, SupplyState::Some), toner("cyan", Some(5), SupplyState::Low)];
+        let mut web = reading(Via::Http, None, None);
+        web.supplies =
+            vec![toner("black", Some(40), SupplyState::Ok), toner("cyan", Some(90), SupplyState::Ok)];
+        let merged = merge(standard, web, Reading::default());
+        let percents: Vec<Option<u8>> = merged.supplies.iter().map(|supply| supply.percent).collect();
+        assert_eq!(percents, [Some(40), Some(5)]);
+        assert_eq!(merged.via, [Via::SnmpV2c, Via::Http]);
+    }
+
+    #[test]
+    fn parts_larger_than_the_total_are_another_machines() {
+        let mut web = reading(Via::Http, None, None);
+        web.counters.mono = Some(8);
+        let merged = merge(reading(Via::SnmpV2c, None, Some(7)), web, Reading::default());
+        assert_eq!(merged.counters.mono, None);
+    }
+}
