@@ -3,6 +3,8 @@
 //! Never writes to a device, never asks an excluded address, never prints: whoever calls gets the
 //! findings one by one.
 
+mod hops;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -32,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     pub(crate) retries: u8,
     pub(crate) read: bool,
+    /// How many routers away from this machine's own links to look; `None`: at the targets only.
+    pub(crate) hops: Option<u32>,
 }
 
 /// What comes out, one by one.
@@ -42,6 +46,8 @@ pub(crate) enum Finding {
     Remark(String),
     /// How many addresses are done.
     Progress(u64),
+    /// How many addresses there are, now that routers have been asked.
+    Addresses(u64),
 }
 
 /// What was sent and received.
@@ -71,6 +77,9 @@ pub(crate) struct Explanation {
     pub(crate) seconds_at_most: Option<f64>,
     /// Addresses of the targets that are excluded.
     pub(crate) excluded: u64,
+    /// What would be explored before, with `--hops`; its segments are not in the numbers above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) explore: Option<hops::Plan>,
 }
 
 /// Addresses to ask, in order, each once.
@@ -109,6 +118,7 @@ pub(crate) fn explain(options: &Options) -> Explanation {
         packets_at_least: addresses,
         seconds_at_most: (options.rate > 0).then(|| packets_at_most as f64 / f64::from(options.rate)),
         excluded: named.saturating_sub(addresses),
+        explore: options.hops.map(|most| hops::plan(options, most)),
     }
 }
 
@@ -120,7 +130,7 @@ const READS: usize = 1_000;
 ///
 /// # Errors
 /// When no socket can be had.
-pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow::Result<Summary> {
+pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> anyhow::Result<Summary> {
     let started = clock::steady();
     let snmp = Snmp::bind(snmp::Options {
         rate: options.rate,
@@ -130,12 +140,20 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
     })
     .await
     .context("open the SNMP sockets")?;
+    let mut found = hops::Found::default();
+    if let Some(most) = options.hops {
+        found = hops::explore(&snmp, &options, most, &tell).await?;
+        options.targets = found.targets(std::mem::take(&mut options.targets));
+        // A router that answered is no printer, and one that refused a user must not be asked by it again.
+        options.exclude.extend(found.routers.iter().copied().map(IpNet::from));
+        drop(tell.send(Finding::Addresses(u64::try_from(peers(&options).count()).unwrap_or(u64::MAX))).await);
+    }
     let mut events = snmp.sweep(Sweep {
         peers: Box::new(peers(&options)),
         credentials: options.credentials.clone(),
         oids: device::probe_oids(),
     });
-    let mut pass = Pass { tell, summary: Summary::default(), read: options.read };
+    let mut pass = Pass { tell, summary: Summary::default(), read: options.read, found };
     let mut reads = JoinSet::new();
     let mut sweeping = true;
     loop {
@@ -167,6 +185,7 @@ struct Pass {
     tell: mpsc::Sender<Finding>,
     summary: Summary,
     read: bool,
+    found: hops::Found,
 }
 
 type Reads = JoinSet<(SocketAddr, Finished)>;
@@ -209,6 +228,7 @@ impl Pass {
             id: Some(id.as_str()),
             address: Some(peer.ip()),
             addresses: &[peer.ip()],
+            hops: self.found.hops_to(peer.ip()),
             first_seen: Some(&at),
             last_seen: Some(&at),
             metered_at: self.read.then_some(at.as_str()),

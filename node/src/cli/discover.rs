@@ -33,6 +33,7 @@ pub(super) async fn run(discover: Discover, format: Format) -> anyhow::Result<()
     while let Some(finding) = findings.recv().await {
         match finding {
             Finding::Progress(done) => bar.set_position(done),
+            Finding::Addresses(all) => bar.set_length(all),
             Finding::Remark(text) => bar.suspend(|| output::warn(&text)),
             Finding::Device(device) if format == Format::Json => {
                 bar.suspend(|| output::list(format, DEVICES, std::slice::from_ref(&device)))?;
@@ -72,8 +73,9 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
         Some(seconds) => format!("{seconds:.0} seconds at most, at {} packets a second", options.rate),
         None => "no limit on the rate".to_owned(),
     };
+    let first = explanation.explore.as_ref().map(|plan| format!("{plan}\n")).unwrap_or_default();
     let text = format!(
-        "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{time}\nnothing was sent",
+        "{first}{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{time}\nnothing was sent",
         explanation.addresses,
         explanation.excluded,
         explanation.packets_at_least,
@@ -93,6 +95,7 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         timeout: discover.timeout,
         retries: discover.retries,
         read: !discover.no_read,
+        hops: discover.hops,
     })
 }
 
