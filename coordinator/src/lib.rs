@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod claim;
+pub mod explore;
 pub mod identity;
 pub mod membership;
 pub mod outbox;

@@ -276,6 +276,14 @@ fn report_reach(tables: &mut Overlay<'_>, report: &ReportReach) -> Result<Answer
         let row = ReachRow { node: report.node, reach: Some(reach.clone()) };
         tables.put(Table::Reach, &rows::reach_key(NodeId(report.node), &reach.segment), &row);
     }
+    // A row says how far its owner is, as measured last, not as it was when the unit was granted.
+    for mut unit in rows::units(tables)?.into_iter().filter(|unit| unit.node == report.node) {
+        let measured = report.reaches.iter().find(|reach| reach.segment == unit.segment);
+        if let Some(reach) = measured.filter(|reach| reach.hops != unit.hops) {
+            unit.hops = reach.hops;
+            tables.put(Table::Units, unit.unit.as_bytes(), &unit);
+        }
+    }
     Ok(Answer::Done(true))
 }
 

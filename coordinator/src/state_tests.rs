@@ -6,7 +6,7 @@ use prost::Message;
 use quire_proto::convert;
 use quire_proto::reading::{Counters, Facts, Reading};
 use quire_proto::store::observation::What;
-use quire_proto::store::{Grant, Observation, OutboxEntry, ReadingRow, Record, Silence, SweepMark};
+use quire_proto::store::{Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Silence, SweepMark};
 
 use super::*;
 use crate::tables::{MemoryTables, Read};
@@ -309,6 +309,26 @@ fn what_waits_for_an_enrolment_is_bounded_and_contiguous() {
     world.done(Kind::Enroll(Enroll::default()));
     world.record(1, &[seen(seq + 1, "10.0.0.5", "CNB1", MAC_A, 7)]);
     assert_eq!(world.outbox().len(), 50_001, "once enrolled nothing is dropped");
+}
+
+#[test]
+fn a_units_hops_are_those_that_its_owner_measured_last() {
+    let mut world = World::new();
+    let row =
+        |world: &World| rows::units(&world.tables).unwrap().into_iter().find(|u| u.unit == UNIT).unwrap();
+    let report = |node, hops| {
+        let segment = "10.0.0.0/24".to_owned();
+        let reach = Reach { segment, hops, reachable: true, measured_at_ms: 1 };
+        Kind::ReportReach(ReportReach { node, reaches: vec![reach] })
+    };
+    let epoch = row(&world).epoch;
+    world.done(report(1, Some(2)));
+    assert_eq!((row(&world).hops, row(&world).epoch), (Some(2), epoch));
+    world.done(report(1, None));
+    assert_eq!(row(&world).hops, None);
+    world.grant(9);
+    world.done(report(1, Some(7)));
+    assert_eq!(row(&world).hops, None, "another node's distance is not the owner's");
 }
 
 #[test]

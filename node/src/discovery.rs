@@ -3,6 +3,8 @@
 //! Never writes to a device, never asks an excluded address, never prints: whoever calls gets the
 //! findings one by one.
 
+mod hops;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub(crate) struct Options {
     /// The ports were named, so addresses that are silent to SNMP are asked, too.
     pub(crate) http_named: bool,
     pub(crate) ipp: bool,
+    /// How many routers away from this machine's own links to look; `None`: at the targets only.
+    pub(crate) hops: Option<u32>,
 }
 
 impl Options {
@@ -54,6 +58,8 @@ pub(crate) enum Finding {
     Remark(String),
     /// How many addresses are done.
     Progress(u64),
+    /// How many addresses there are, now that routers have been asked.
+    Addresses(u64),
 }
 
 /// What was sent and received.
@@ -87,6 +93,9 @@ pub(crate) struct Explanation {
     pub(crate) http_ports: Vec<u16>,
     /// Whether they are asked over IPP.
     pub(crate) ipp: bool,
+    /// What would be explored before, with `--hops`; its segments are not in the numbers above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) explore: Option<hops::Plan>,
 }
 
 /// Addresses to ask, in order, each once.
@@ -127,6 +136,7 @@ pub(crate) fn explain(options: &Options) -> Explanation {
         excluded: named.saturating_sub(addresses),
         http_ports: options.http.clone(),
         ipp: options.ipp,
+        explore: options.hops.map(|most| hops::plan(options, most)),
     }
 }
 
@@ -142,7 +152,7 @@ const VISITS: usize = 64;
 ///
 /// # Errors
 /// When no socket can be had.
-pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow::Result<Summary> {
+pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> anyhow::Result<Summary> {
     let started = clock::steady();
     let snmp = Snmp::bind(snmp::Options {
         rate: options.rate,
@@ -152,6 +162,14 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
     })
     .await
     .context("open the SNMP sockets")?;
+    let mut found = hops::Found::default();
+    if let Some(most) = options.hops {
+        found = hops::explore(&snmp, &options, most, &tell).await?;
+        options.targets = found.targets(std::mem::take(&mut options.targets));
+        // A router that answered is no printer, and one that refused a user must not be asked by it again.
+        options.exclude.extend(found.routers.iter().copied().map(IpNet::from));
+        drop(tell.send(Finding::Addresses(u64::try_from(peers(&options).count()).unwrap_or(u64::MAX))).await);
+    }
     let mut events = snmp.sweep(Sweep {
         peers: Box::new(peers(&options)),
         credentials: options.credentials.clone(),
@@ -164,6 +182,7 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
         asking: Arc::new(options.asking()),
         visits: Arc::new(Semaphore::new(VISITS)),
         answered: BTreeSet::new(),
+        found,
     };
     let mut reads = JoinSet::new();
     let mut sweeping = true;
@@ -213,6 +232,7 @@ struct Pass {
     visits: Arc<Semaphore>,
     /// Who spoke SNMP, printer or not.
     answered: BTreeSet<IpAddr>,
+    found: hops::Found,
 }
 
 type Reads = JoinSet<(SocketAddr, Option<Reading>)>;
@@ -258,6 +278,7 @@ impl Pass {
             id: Some(id.as_str()),
             address: Some(peer.ip()),
             addresses: &[peer.ip()],
+            hops: self.found.hops_to(peer.ip()),
             first_seen: Some(&at),
             last_seen: Some(&at),
             metered_at: self.read.then_some(at.as_str()),

@@ -1,6 +1,6 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
-//! Floors, lowest first: `clock tls telemetry` < `snmp cluster` < `device` < `collector leader upstream
+//! Floors, lowest first: `clock tls telemetry` < `snmp cluster routes` < `device` < `collector leader upstream
 //! discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
 
 pub mod cli;
@@ -12,6 +12,7 @@ mod console;
 pub mod device;
 mod discovery;
 mod leader;
+mod routes;
 pub mod snmp;
 mod telemetry;
 pub mod tls;

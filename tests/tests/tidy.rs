@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Floors of `node/src`, lowest first. A module imports only from lower floors; on the top floor from all.
 const FLOORS: &[&[&str]] = &[
     &["clock", "tls", "telemetry"],
-    &["snmp", "cluster"],
+    &["snmp", "cluster", "routes"],
     &["device"],
     &["collector", "leader", "upstream", "discovery", "console"],
     &["config", "cli", "lib", "main"],

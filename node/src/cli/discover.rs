@@ -36,6 +36,7 @@ pub(super) async fn run(discover: Discover, format: Format) -> anyhow::Result<()
     while let Some(finding) = findings.recv().await {
         match finding {
             Finding::Progress(done) => bar.set_position(done),
+            Finding::Addresses(all) => bar.set_length(all),
             Finding::Remark(text) => bar.suspend(|| output::warn(&text)),
             Finding::Device(device) if format == Format::Json => {
                 bar.suspend(|| output::list(format, DEVICES, std::slice::from_ref(&device)))?;
@@ -75,6 +76,7 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
         Some(seconds) => format!("{seconds:.0} seconds at most, at {} packets a second", options.rate),
         None => "no limit on the rate".to_owned(),
     };
+    let first = explanation.explore.as_ref().map(|plan| format!("{plan}\n")).unwrap_or_default();
     let pages = match (options.http.as_slice(), options.http_named) {
         ([], _) => String::new(),
         (ports, true) => format!(
@@ -86,7 +88,7 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
     };
     let ipp = if options.ipp { "IPP: the same devices, on TCP 631\n" } else { "" };
     let text = format!(
-        "{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{pages}{ipp}{time}\nnothing was sent",
+        "{first}{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{pages}{ipp}{time}\nnothing was sent",
         explanation.addresses,
         explanation.excluded,
         explanation.packets_at_least,
@@ -113,6 +115,7 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         },
         http_named: !discover.http_port.is_empty(),
         ipp: !discover.no_ipp,
+        hops: discover.hops,
     })
 }
 

@@ -1,23 +1,27 @@
-//! Which segments this node reaches, as far as the kernel knows without a packet being sent.
+//! Which segments this node reaches, and over how many routers.
 //!
-//! A segment on one of the node's own links is 0 hops away; one that no route leads to is unreachable;
-//! of all others the distance is not known, and nothing is guessed.
+//! A segment on one of the node's own links is 0 hops away; one that no route leads to is unreachable.
+//! All other IPv4 segments are measured, one after another, with a few datagrams each once an hour; where that
+//! tells nothing the distance is not known, and nothing is guessed. Excluded addresses are never sent anything.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::SockaddrStorage;
+use anyhow::Context as _;
+use ipnet::IpNet;
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
+use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_coordinator::topology;
 use quire_proto::store::command::Kind;
-use quire_proto::store::{Reach, ReportReach};
+use quire_proto::store::{DeviceRow, Reach, ReportReach};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::cluster::Cluster;
+use crate::routes::{self, distance};
 
 /// Links and routes change rarely, and asking the kernel is cheap.
 const LOOK: Duration = Duration::from_secs(5);
@@ -25,19 +29,32 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long a report may take; the next look repeats it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a measured distance counts. One segment is measured a [`LOOK`] at the most, so 1,000 segments take an hour
+/// and a half, at under three datagrams a second.
+const REMEASURE_MS: u64 = 3_600_000;
+
+/// Addresses of one segment that are measured.
+const ADDRESSES: usize = 2;
+
+/// Measured distances by segment, with when.
+type Distances = BTreeMap<IpNet, (Option<u32>, u64)>;
+
 /// Reports what changed in this node's ways.
 pub(crate) struct Reachability {
     cluster: Cluster,
+    distances: Distances,
+    /// At most one: the segment being measured.
+    measuring: JoinSet<(IpNet, Option<u32>)>,
 }
 
 impl Reachability {
     /// Of the node behind `cluster`.
     pub(crate) fn new(cluster: Cluster) -> Self {
-        Reachability { cluster }
+        Reachability { cluster, distances: Distances::new(), measuring: JoinSet::new() }
     }
 
     /// Works until told to stop.
-    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut standing = self.cluster.watch();
         let mut settings_index = 0;
         let mut look = tokio::time::interval(LOOK);
@@ -49,12 +66,66 @@ impl Reachability {
                     changed?;
                     false
                 }
+                Some(measured) = self.measuring.join_next(), if !self.measuring.is_empty() => {
+                    let (segment, hops) = measured.context("measure a distance")?;
+                    self.distances.insert(segment, (hops, clock::now().0));
+                    true
+                }
             };
             let latest = rows::meta(&self.cluster.view())?.settings_index;
             if latest > 0 && (now || std::mem::replace(&mut settings_index, latest) != latest) {
                 self.report().await?;
+                self.measure_next()?;
             }
         }
+    }
+
+    /// Starts to measure the distance of the next segment that needs it.
+    fn measure_next(&mut self) -> anyhow::Result<()> {
+        let Some(settings) = self.cluster.settings()? else { return Ok(()) };
+        let links = routes::links();
+        let segments: Vec<IpNet> = settings.discovery.segments.iter().map(|segment| segment.prefix).collect();
+        self.distances.retain(|segment, _| segments.contains(segment));
+        let old = clock::now().0.saturating_sub(REMEASURE_MS);
+        let next = segments.into_iter().find(|segment| {
+            let fresh = self.distances.get(segment).is_some_and(|(_, at)| *at > old);
+            !fresh && may_be_measured(&links, *segment) && routed(segment.addr())
+        });
+        if let Some(segment) = next.filter(|_| self.measuring.is_empty()) {
+            let addresses = self.addresses(segment, &settings.discovery.exclude)?;
+            self.measuring.spawn_blocking(move || {
+                let hops = distance::measure(&addresses).unwrap_or_else(|error| {
+                    tracing::debug!(%segment, %error, "distance not measured");
+                    None
+                });
+                (segment, hops)
+            });
+        }
+        Ok(())
+    }
+
+    /// Whom to send datagrams to: known devices, else addresses in the middle, where routers rarely are.
+    fn addresses(&self, segment: IpNet, exclude: &[IpNet]) -> anyhow::Result<Vec<Ipv4Addr>> {
+        let IpNet::V4(net) = segment else { return Ok(Vec::new()) };
+        let allowed = |ip: &Ipv4Addr| !exclude.iter().any(|prefix| prefix.contains(&IpAddr::V4(*ip)));
+        let mut addresses = Vec::new();
+        self.cluster.view().each::<DeviceRow>(Table::Devices, &[], |_, row| {
+            if let Ok(SocketAddr::V4(peer)) = row.address.parse::<SocketAddr>()
+                && net.contains(peer.ip())
+                && allowed(peer.ip())
+            {
+                addresses.push(*peer.ip());
+            }
+            addresses.len() < ADDRESSES
+        })?;
+        if addresses.is_empty() {
+            let hosts = u32::from(net.network())..=u32::from(net.broadcast());
+            let middle =
+                u32::from(net.network()) + (u32::from(net.broadcast()) - u32::from(net.network())) / 2;
+            let candidates = (middle..).take_while(|n| hosts.contains(n)).take(64).map(Ipv4Addr::from);
+            addresses = candidates.filter(allowed).take(ADDRESSES).collect();
+        }
+        Ok(addresses)
     }
 
     async fn report(&self) -> anyhow::Result<()> {
@@ -68,7 +139,7 @@ impl Reachability {
             .collect();
         let same =
             |a: &Reach, b: &Reach| (&a.segment, a.hops, a.reachable) == (&b.segment, b.hops, b.reachable);
-        let reaches: Vec<Reach> = measure(&settings)
+        let reaches: Vec<Reach> = reaches(&settings, &self.distances)
             .into_iter()
             .filter(|reach| !known.iter().any(|before| same(before, reach)))
             .collect();
@@ -83,46 +154,26 @@ impl Reachability {
     }
 }
 
-fn measure(settings: &Settings) -> Vec<Reach> {
-    let links = links();
+fn reaches(settings: &Settings, distances: &Distances) -> Vec<Reach> {
+    let links = routes::links();
     let measured_at_ms = clock::now().0;
     settings
         .discovery
         .segments
         .iter()
         .map(|segment| {
-            let hops = topology::hops_from_links(&links, segment.prefix);
+            let measured = || distances.get(&segment.prefix).and_then(|(hops, _)| *hops);
+            let hops = topology::hops_from_links(&links, segment.prefix).or_else(measured);
             let reachable = hops.is_some() || routed(segment.prefix.addr());
             Reach { segment: segment.prefix.to_string(), hops, reachable, measured_at_ms }
         })
         .collect()
 }
 
-/// The prefixes on this node's own links.
-fn links() -> Vec<IpNet> {
-    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
-    interfaces
-        .filter_map(|interface| {
-            let address = ip(interface.address.as_ref()?)?;
-            let mask = ip(interface.netmask.as_ref()?)?;
-            match (address, mask) {
-                (IpAddr::V4(address), IpAddr::V4(mask)) => {
-                    Some(IpNet::V4(Ipv4Net::with_netmask(address, mask).ok()?.trunc()))
-                }
-                (IpAddr::V6(address), IpAddr::V6(mask)) => {
-                    Some(IpNet::V6(Ipv6Net::with_netmask(address, mask).ok()?.trunc()))
-                }
-                _ => None,
-            }
-        })
-        .collect()
-}
-
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
-    address
-        .as_sockaddr_in()
-        .map(|v4| IpAddr::V4(v4.ip()))
-        .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+/// Own links are 0 hops away already, and what lies partly on one is not one distance.
+fn may_be_measured(links: &[IpNet], segment: IpNet) -> bool {
+    let overlaps = |link: &IpNet| link.contains(&segment) || segment.contains(link);
+    matches!(segment, IpNet::V4(net) if !net.addr().is_loopback()) && !links.iter().any(overlaps)
 }
 
 /// True when the kernel has a route: connecting a datagram socket asks for one and sends nothing.
@@ -144,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_kernel_knows_its_own_link() {
-        let links = links();
+        let links = routes::links();
         assert_eq!(topology::hops_from_links(&links, "127.2.0.0/16".parse().unwrap()), Some(0), "{links:?}");
         assert!(routed("127.2.0.1".parse().unwrap()));
     }

@@ -1,12 +1,13 @@
-//! Drives a [`Read`] over the wire: the only async function of this room.
+//! Drives a [`Read`] or a [`RouterRead`] over the wire: the only async functions of this room.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use quire_coordinator::explore::RouterView;
 use quire_proto::reading::Via;
 
-use super::{Finished, Miss, Read, ReadPlan};
-use crate::snmp::{Credential, Failure, Patience, Snmp};
+use super::{Finished, Miss, Read, ReadPlan, RouterRead, mib};
+use crate::snmp::{Credential, Failure, Patience, Snmp, Sweep, SweepEvent};
 
 /// Which protocol a credential speaks.
 pub fn via(credential: &Credential) -> Via {
@@ -41,6 +42,42 @@ pub async fn read(
         reading.facts.engine_id = engine_id;
     }
     finished
+}
+
+/// What became of a router that was asked.
+#[derive(Clone, Debug)]
+pub enum RouterAnswer {
+    /// Its tables.
+    View(RouterView),
+    /// It refused this user for this reason, and no other credential was right.
+    Refused(String, Failure),
+    /// Nothing was heard.
+    Silent,
+}
+
+/// Reads a router's tables with the first credential that it answers to; each user is tried once.
+pub async fn read_router(snmp: &Snmp, peer: SocketAddr, credentials: &[Arc<Credential>]) -> RouterAnswer {
+    let mut events = snmp.sweep(Sweep {
+        peers: Box::new(std::iter::once(peer)),
+        credentials: credentials.to_vec(),
+        oids: vec![mib::scalar(mib::SYS_OBJECT_ID)],
+    });
+    let mut refused = RouterAnswer::Silent;
+    let mut right = None;
+    while let Some(event) = events.recv().await {
+        match event {
+            SweepEvent::Answered { credential, .. } => right = Some(credential),
+            SweepEvent::Refused { user, reason, .. } => refused = RouterAnswer::Refused(user, reason),
+            SweepEvent::Progress { .. } | SweepEvent::NeedsCredentials { .. } | SweepEvent::Done(_) => {}
+        }
+    }
+    let Some(credential) = right else { return refused };
+    let mut read = RouterRead::new(via(&credential) != Via::SnmpV1);
+    while let Some(request) = read.poll_request() {
+        let answer = snmp.ask(peer, &credential, request, Patience::Normal).await;
+        read.handle(answer.map(|answer| answer.response).map_err(miss));
+    }
+    read.finish().map_or(RouterAnswer::Silent, RouterAnswer::View)
 }
 
 fn miss(failure: Failure) -> Miss {

@@ -1,6 +1,7 @@
 //! How Quire understands a device over SNMP, without a socket or a clock.
 //!
-//! The door: [`probe_oids`] and [`judge`] for a sweep, [`Read`] for a known device, [`device_json`] for listings.
+//! The door: [`probe_oids`] and [`judge`] for a sweep, [`Read`] for a known device,
+//! [`RouterRead`] for a router's tables, [`device_json`] for listings.
 //! The standard reader (`read`, `standard`, `supply`) knows RFC 3805, RFC 2790 and RFC 1213 only; what vendors add
 //! stands in `vendors.toml` and is applied by `vendor`. Nothing here may send, sleep or ask for the time.
 //!
@@ -20,6 +21,7 @@ mod judge;
 mod merge;
 mod mib;
 mod read;
+mod router;
 mod standard;
 mod supply;
 mod text;
@@ -34,8 +36,9 @@ mod recordings;
 #[cfg(test)]
 mod responder;
 
-pub use drive::{read, via};
+pub use drive::{RouterAnswer, read, read_router, via};
 pub use json::{Place, device_json};
 pub use judge::{Verdict, glance, judge, probe_oids};
 pub use merge::{lacks, merge};
 pub use read::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};
+pub use router::{MAX_ROUTER_REQUESTS, RouterRead};

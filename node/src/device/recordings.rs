@@ -17,7 +17,7 @@ use crate::snmp::{Value, VarBind};
 /// Share of expected fields that must come out right, in tenths of a percent.
 const FLOOR_PER_MILLE: usize = 995;
 
-fn devices() -> Option<PathBuf> {
+pub(super) fn devices() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/devices");
     let folder = std::env::var_os("QUIRE_DEVICES").map_or(beside, PathBuf::from);
     if folder.join("expected.json").is_file() {
@@ -27,7 +27,7 @@ fn devices() -> Option<PathBuf> {
     None
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|ext| ext == "snmprec"));

@@ -139,7 +139,10 @@ fn parse_line(line: &str) -> Option<(Oid, Value)> {
         "4" => Value::OctetString(bytes.into()),
         "5" => Value::Null,
         "6" => Value::ObjectId(text.parse().ok()?),
-        "64" => Value::OctetString(bytes.into()),
+        "64" => Value::IpAddress(match <[u8; 4]>::try_from(bytes.as_slice()) {
+            Ok(octets) if tag.ends_with('x') => octets.into(),
+            _ => text.parse().ok()?,
+        }),
         "65" => Value::Counter32(text.parse::<u64>().ok()? as u32),
         "66" => Value::Gauge32(text.parse::<u64>().ok()? as u32),
         "67" => Value::TimeTicks(text.parse::<u64>().ok()? as u32),
