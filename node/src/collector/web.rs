@@ -209,6 +209,38 @@ mod tests {
         assert_eq!(remember(with("", None), before).facts.serial, None);
     }
 
+    /// Pages fill the gap, what they said of the identity outlives them, what they counted does not.
+    #[tokio::test]
+    async fn a_counter_is_never_older_than_its_reading() {
+        let page = "<ProductUsageDyn><PrinterSubunit><TotalImpressions>7</TotalImpressions></PrinterSubunit></ProductUsageDyn>";
+        let config = "<ProductConfigDyn><ProductInformation><SerialNumber>CND8F5PF0F</SerialNumber></ProductInformation></ProductConfigDyn>";
+        let router = axum::Router::new()
+            .route("/DevMgmt/ProductUsageDyn.xml", axum::routing::get(move || async move { page }))
+            .route("/DevMgmt/ProductConfigDyn.xml", axum::routing::get(move || async move { config }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let settings = settings(&format!("[http]\nports = [{port}]\n"));
+        let ip: IpAddr = "127.0.0.1".parse().unwrap();
+        let mut standard = Reading { via: vec![Via::SnmpV2c], ..Reading::default() };
+        standard.facts.vendor = Some("HP".into());
+        standard.facts.mac = "00:11:22:33:44:55".parse().ok();
+        let web = Web::default();
+        let whole = web.complete(&settings, standard.clone(), ip, Lane::Read).await;
+        assert_eq!((whole.facts.serial.as_deref(), whole.counters.total), (Some("CND8F5PF0F"), Some(7)));
+        assert_eq!(whole.via, [Via::SnmpV2c, Via::Http]);
+        // No room: as SNMP has it, with the identity.
+        let _taken = web.sweeping.try_acquire_many(24).unwrap();
+        let bare = web.complete(&settings, standard.clone(), ip, Lane::Sweep).await;
+        assert_eq!((bare.facts.serial.as_deref(), bare.counters.total), (Some("CND8F5PF0F"), None));
+        // Excluded: the same, and nobody is asked.
+        server.abort();
+        let settings =
+            self::settings(&format!("[discovery]\nexclude = [\"127.0.0.1\"]\n[http]\nports = [{port}]\n"));
+        let excluded = web.complete(&settings, standard, ip, Lane::Read).await;
+        assert_eq!(excluded.counters.total, None);
+    }
+
     #[tokio::test]
     async fn without_ports_nothing_is_asked() {
         let settings = settings("[http]\nports = []\n");
