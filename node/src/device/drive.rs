@@ -43,7 +43,7 @@ pub async fn read(
     finished
 }
 
-fn miss(failure: Failure) -> Miss {
+pub(super) fn miss(failure: Failure) -> Miss {
     match failure {
         Failure::Timeout | Failure::Unreachable | Failure::Busy | Failure::Closed | Failure::Malformed => {
             Miss::Silent

@@ -1,7 +1,8 @@
 //! How Quire understands a device over SNMP, without a socket or a clock.
 //!
 //! The door: [`probe_oids`] and [`judge`] for a sweep, [`Read`] for a known device, [`device_json`] for listings.
-//! The standard reader (`read`, `standard`, `supply`) knows RFC 3805, RFC 2790 and RFC 1213 only; what vendors add
+//! [`script`] runs
+//! what profiles know beyond that. The standard reader (`read`, `standard`, `supply`) knows RFC 3805, RFC 2790 and RFC 1213 only; what vendors add
 //! stands in `vendors.toml` and is applied by `vendor`. Nothing here may send, sleep or ask for the time.
 //!
 //! Architecture Invariant: a [`Read`] asks at most [`MAX_REQUESTS`] questions, whatever the device answers.
@@ -13,6 +14,7 @@ mod json;
 mod judge;
 mod mib;
 mod read;
+pub mod script;
 mod standard;
 mod supply;
 mod text;

@@ -1,0 +1,1 @@
+//! What profiles do, on recordings made up here.
