@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::clock;
+use crate::device::script::{self, Scripts, Web};
 use crate::device::{self, Finished, Place, Verdict, device_json};
 use crate::snmp::{self, Credential, Patience, Snmp, Sweep, SweepEvent};
 
@@ -135,7 +136,8 @@ pub(crate) async fn run(options: Options, tell: mpsc::Sender<Finding>) -> anyhow
         credentials: options.credentials.clone(),
         oids: device::probe_oids(),
     });
-    let mut pass = Pass { tell, summary: Summary::default(), read: options.read };
+    let scripts = Scripts::built_in();
+    let mut pass = Pass { tell, summary: Summary::default(), read: options.read, scripts };
     let mut reads = JoinSet::new();
     let mut sweeping = true;
     loop {
@@ -167,6 +169,7 @@ struct Pass {
     tell: mpsc::Sender<Finding>,
     summary: Summary,
     read: bool,
+    scripts: Scripts,
 }
 
 type Reads = JoinSet<(SocketAddr, Finished)>;
@@ -184,8 +187,13 @@ impl Pass {
                     return self.found(peer, device::glance(via, &answer.response.varbinds)).await;
                 }
                 let snmp = snmp.clone();
+                let scripts = self.scripts.clone();
                 reads.spawn(async move {
-                    (peer, device::read(&snmp, peer, &credential, None, Patience::Normal).await)
+                    let mut finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
+                    // Over SNMP alone: one-shot discovery opens no page.
+                    let no_web = Web::default();
+                    script::improve(&scripts, &snmp, peer, &credential, &no_web, &mut finished).await;
+                    (peer, finished)
                 });
             }
             SweepEvent::Progress { done } => self.tell(Finding::Progress(done)).await,

@@ -95,9 +95,9 @@ impl UnitSweep {
                 mark.responders += 1;
                 let printer = device::judge(&answer.response.varbinds) != Verdict::NotPrinter;
                 if printer && !self.known.contains(&peer) {
-                    let snmp = tools.snmp.clone();
+                    let tools = tools.clone();
                     reads.spawn(async move {
-                        let finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
+                        let finished = tools.read(peer, &credential, None, Patience::Normal).await;
                         (peer, credential, finished)
                     });
                 }

@@ -7,8 +7,8 @@ use quire_proto::oid::Oid;
 use quire_proto::reading::Via;
 
 use super::answers::has_value;
-use super::script::Recording;
-use super::{Finished, Read, ReadPlan};
+use super::script::{self, Device, Page, Recording, Scripts, WebMiss, WebPath};
+use super::{Finished, Miss, Read, ReadPlan};
 use crate::snmp::{Request, Response, Value, VarBind};
 
 /// How a responder behaves.
@@ -23,6 +23,7 @@ pub(crate) enum Manner {
     Small(usize),
 }
 
+#[derive(Clone)]
 pub(crate) struct Responder {
     recording: Recording,
     pub(crate) manner: Manner,
@@ -70,6 +71,7 @@ impl Responder {
         }
     }
 
+    /// A read as a node does it: the standard, then the profiles that ship with the program.
     pub(crate) fn read(&self, via: Via, plan: Option<ReadPlan>) -> (Finished, Cost) {
         let mut read = Read::new(via, plan);
         let mut cost = Cost::default();
@@ -79,7 +81,37 @@ impl Responder {
             cost.octets += octets_of(&request) + 50 + response.varbinds.iter().map(size).sum::<usize>();
             read.handle(Ok(response));
         }
-        (read.finish(), cost)
+        let mut finished = read.finish();
+        let Some(mut reading) = finished.reading.take() else { return (finished, cost) };
+        for profile in Scripts::built_in().matching(&finished.subject) {
+            let device = Spoken { responder: self.clone(), via };
+            let run = script::run(&profile, &reading, &finished.fresh, Box::new(device));
+            cost.packets += run.cost.requests as usize;
+            cost.octets += run.cost.bytes;
+            reading = run.result.unwrap_or_else(|error| panic!("{}: {error}", profile.name));
+        }
+        finished.reading = Some(reading);
+        (finished, cost)
+    }
+}
+
+/// A responder asked in one version.
+struct Spoken {
+    responder: Responder,
+    via: Via,
+}
+
+impl Device for Spoken {
+    fn ask(&mut self, request: &Request) -> Result<Response, Miss> {
+        Ok(self.responder.answer(request))
+    }
+
+    fn fetch(&mut self, _: &WebPath, _: usize) -> Result<Page, WebMiss> {
+        Err(WebMiss::Silent)
+    }
+
+    fn via(&self) -> Via {
+        self.via
     }
 }
 

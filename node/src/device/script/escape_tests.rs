@@ -88,8 +88,12 @@ fn refusal(body: &str) -> String {
 
 #[test]
 fn endless_loops_end() {
-    for body in ["loop { }", "while true { }", "let i = 0; do { i += 1; } until false;", "for i in 0..9223372036854775807 { }"]
-    {
+    for body in [
+        "loop { }",
+        "while true { }",
+        "let i = 0; do { i += 1; } until false;",
+        "for i in 0..9223372036854775807 { }",
+    ] {
         assert_eq!(budget(body), Budget::Operations, "{body}");
     }
 }
@@ -139,7 +143,8 @@ fn strings_do_not_explode() {
 
 #[test]
 fn nothing_is_evaluated_or_imported() {
-    for body in ["eval(\"1\");", "let f = Fn(\"eval\"); f.call(\"1\");", "import \"os\" as os;", "export x;"] {
+    for body in ["eval(\"1\");", "let f = Fn(\"eval\"); f.call(\"1\");", "import \"os\" as os;", "export x;"]
+    {
         let text = refusal(body);
         assert!(!text.is_empty(), "{body}");
     }
@@ -149,9 +154,24 @@ fn nothing_is_evaluated_or_imported() {
 
 #[test]
 fn files_processes_and_sockets_have_no_names() {
-    for name in ["open_file", "open", "read_file", "write_file", "remove_file", "exec", "system", "spawn", "env",
-        "connect", "tcp_connect", "socket", "set", "put", "http_post", "exit"]
-    {
+    for name in [
+        "open_file",
+        "open",
+        "read_file",
+        "write_file",
+        "remove_file",
+        "exec",
+        "system",
+        "spawn",
+        "env",
+        "connect",
+        "tcp_connect",
+        "socket",
+        "set",
+        "put",
+        "http_post",
+        "exit",
+    ] {
         let text = refusal(&format!("{name}(\"/etc/passwd\");"));
         assert!(text.contains("Function not found"), "{name}: {text}");
     }
@@ -160,9 +180,13 @@ fn files_processes_and_sockets_have_no_names() {
 
 #[test]
 fn there_is_no_time() {
-    for body in ["sleep(100);", "sleep(0.5);", "let t = timestamp();", "let f = Fn(\"sleep\"); f.call(100);",
-        "call(\"sleep\", 1);"]
-    {
+    for body in [
+        "sleep(100);",
+        "sleep(0.5);",
+        "let t = timestamp();",
+        "let f = Fn(\"sleep\"); f.call(100);",
+        "call(\"sleep\", 1);",
+    ] {
         assert!(!refusal(body).is_empty(), "{body}");
     }
 }
@@ -175,10 +199,28 @@ fn nothing_is_printed() {
 
 #[test]
 fn no_other_host_is_asked() {
-    for path in ["http://10.0.0.9/", "https://10.0.0.9/x", "//10.0.0.9/x", "/\\\\10.0.0.9/x", "\\\\10.0.0.9", "10.0.0.9/x",
-        "..@10.0.0.9/", "/..//10.0.0.9", "@10.0.0.9/", "/../../x", "/%2e%2e/x", "/%2f10.0.0.9/", "/a/%2E./b", "/x y",
-        "/x\\u{0}", "/x\\r\\nHost: other", "file:///etc/passwd", "", "javascript:1", "/é"]
-    {
+    for path in [
+        "http://10.0.0.9/",
+        "https://10.0.0.9/x",
+        "//10.0.0.9/x",
+        "/\\\\10.0.0.9/x",
+        "\\\\10.0.0.9",
+        "10.0.0.9/x",
+        "..@10.0.0.9/",
+        "/..//10.0.0.9",
+        "@10.0.0.9/",
+        "/../../x",
+        "/%2e%2e/x",
+        "/%2f10.0.0.9/",
+        "/a/%2E./b",
+        "/x y",
+        "/x\\u{0}",
+        "/x\\r\\nHost: other",
+        "file:///etc/passwd",
+        "",
+        "javascript:1",
+        "/é",
+    ] {
         let text = refusal(&format!("http_get(\"{}\");", path.replace("\\\\", "\\\\\\\\")));
         assert!(text.contains("no path") || text.contains("escape"), "{path}: {text}");
         let tried = run(&format!("try {{ http_get(`{}`); }} catch {{ }}", path.replace("\\\\", "\\")));
@@ -239,7 +281,10 @@ fn sentinels_stop_at_the_door() {
         ("meter(\"total\", (), \"1.3.6.1.4.1.1.1\");", "is no count"),
         ("meter(\"pages\", 1, \"1.3.6.1.4.1.1.1\");", "is no meter"),
         ("supply(#{ name: \"T\", kind: \"toner\", percent: 101, source: \"1.3.6.1.4.1.1.1\" });", "0 to 100"),
-        ("supply(#{ name: \"T\", kind: \"toner\", level: -100, source: \"1.3.6.1.4.1.1.1\" });", "is no amount"),
+        (
+            "supply(#{ name: \"T\", kind: \"toner\", level: -100, source: \"1.3.6.1.4.1.1.1\" });",
+            "is no amount",
+        ),
         ("supply(#{ name: \"T\", kind: \"cheese\", source: \"1.3.6.1.4.1.1.1\" });", "is no kind"),
         ("supply(#{ nmae: \"T\", source: \"1.3.6.1.4.1.1.1\" });", "is unknown"),
         ("status(\"fine\", \"1.3.6.1.4.1.1.1\");", "is no status"),
@@ -307,7 +352,9 @@ fn scripts() -> impl Strategy<Value = String> {
             block.prop_map(|b| format!("if x % 2 == 0 {{ {b} }}")),
         ]
     });
-    body.prop_map(|b| format!("fn f(n) {{ f(n + 1) }} let x = 0; let s = \"y\"; let a = [1]; let m = #{{}}; {b}"))
+    body.prop_map(|b| {
+        format!("fn f(n) {{ f(n + 1) }} let x = 0; let s = \"y\"; let a = [1]; let m = #{{}}; {b}")
+    })
 }
 
 proptest! {

@@ -196,7 +196,9 @@ impl Host {
         };
         let before = self.draft.supplies.iter().position(|supply| supply.index == index);
         let supply = supply_of(said, index, before.map(|at| &self.draft.supplies[at]))?;
-        let field = if supply.level.is_some() { "level" } else { "percent" };
+        let by_level =
+            supply.level.is_some() || self.draft.sources.contains_key(&format!("supplies.{index}.level"));
+        let field = if by_level { "level" } else { "percent" };
         match before {
             Some(at) => self.draft.supplies[at] = supply,
             None if self.draft.supplies.len() >= SUPPLIES => return Err(fault("supply: too many of them")),
@@ -337,9 +339,8 @@ fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said<Supply> {
 }
 
 fn level_of(said: &Map, supply: &mut Supply) -> Said<()> {
-    let size = |n: i64, what: &str| {
-        u64::try_from(n).map_err(|_| fault(&format!("supply: {what} {n} is no amount")))
-    };
+    let size =
+        |n: i64, what: &str| u64::try_from(n).map_err(|_| fault(&format!("supply: {what} {n} is no amount")));
     if let Some(max) = integer(said, "max")? {
         supply.max = Some(size(max, "max")?);
     }
@@ -475,9 +476,8 @@ fn register_statements(engine: &mut Engine, host: &Shared) {
     let h = Arc::clone(host);
     engine.register_fn("status", move |word: &str, source: &str| lock(&h).status(word, source));
     let h = Arc::clone(host);
-    engine.register_fn("fact", move |name: &str, value: &str, source: &str| {
-        lock(&h).fact(name, value, source)
-    });
+    engine
+        .register_fn("fact", move |name: &str, value: &str, source: &str| lock(&h).fact(name, value, source));
     let h = Arc::clone(host);
     engine.register_fn("log", move |line: &str| lock(&h).note(line));
 }

@@ -38,7 +38,8 @@ pub async fn improve(
     web: &Web,
     finished: &mut Finished,
 ) {
-    let Some(mut reading) = finished.reading.take() else { return };
+    // Half a reading is no reading: nothing is built on it.
+    let Some(mut reading) = finished.reading.take_if(|_| finished.complete) else { return };
     for profile in scripts.matching(&finished.subject) {
         let Ok(_running) = scripts.running().acquire_owned().await else { break };
         let stop = CancellationToken::new();

@@ -32,6 +32,18 @@ pub use recording::{Recording, Rehearsal, rehearse};
 pub use sandbox::{Budget, Cost, Failed, Limits};
 pub use scripts::Scripts;
 
+/// Runs a profile with nobody to stop it but its own limits.
+#[cfg(test)]
+pub(crate) fn run(
+    profile: &Profile,
+    reading: &quire_proto::reading::Reading,
+    fresh: &super::answers::Answers,
+    device: Box<dyn Device>,
+) -> sandbox::Run {
+    let stop = tokio_util::sync::CancellationToken::new();
+    sandbox::run(profile, reading, fresh, device, Limits::default(), &stop)
+}
+
 /// The one device that a script may ask. Calls block; each ends by itself within the script's seconds.
 pub(crate) trait Device: Send {
     /// One SNMP question.

@@ -30,9 +30,9 @@ pub(super) fn from_json(json: &Json) -> Dynamic {
         },
         Json::String(text) => text.clone().into(),
         Json::Array(items) => Dynamic::from_array(items.iter().map(from_json).collect()),
-        Json::Object(entries) => {
-            Dynamic::from_map(entries.iter().map(|(key, value)| (key.as_str().into(), from_json(value))).collect())
-        }
+        Json::Object(entries) => Dynamic::from_map(
+            entries.iter().map(|(key, value)| (key.as_str().into(), from_json(value))).collect(),
+        ),
     }
 }
 
@@ -70,12 +70,16 @@ impl Xml {
         let is_there = |node: &roxmltree::Node<'_, '_>| {
             let mut above = node.ancestors().filter(roxmltree::Node::is_element);
             !steps.is_empty()
-                && steps.iter().rev().all(|step| above.next().is_some_and(|node| node.tag_name().name() == *step))
+                && steps
+                    .iter()
+                    .rev()
+                    .all(|step| above.next().is_some_and(|node| node.tag_name().name() == *step))
         };
         let found = document.descendants().filter(roxmltree::Node::is_element).filter(is_there).take(MOST);
         found
             .map(|node| {
-                let texts = node.descendants().filter(roxmltree::Node::is_text).filter_map(|text| text.text());
+                let texts =
+                    node.descendants().filter(roxmltree::Node::is_text).filter_map(|text| text.text());
                 let attributes = node.attributes().map(|attribute| (attribute.name(), attribute.value()));
                 element(node.tag_name().name(), squeeze(texts.flat_map(str::chars)), attributes)
             })
@@ -98,8 +102,7 @@ impl Html {
 
     /// Elements by CSS selector, in document order.
     pub(super) fn select(&self, selector: &str) -> Result<Array, String> {
-        let selector =
-            Selector::parse(selector).map_err(|_| format!("`{selector}` is no CSS selector"))?;
+        let selector = Selector::parse(selector).map_err(|_| format!("`{selector}` is no CSS selector"))?;
         let tree = Tree::parse_document(&self.0);
         let found = tree.select(&selector).take(MOST);
         Ok(found
@@ -122,7 +125,8 @@ mod tests {
 
     #[test]
     fn html_is_read_by_css_selectors() {
-        let page = Html::new("<table><tr><td class=n>Total <b>pages</b><td class=v>1 234</table><td class=v>5");
+        let page =
+            Html::new("<table><tr><td class=n>Total <b>pages</b><td class=v>1 234</table><td class=v>5");
         assert_eq!(texts(page.select("td.n").unwrap()), ["Total pages"]);
         assert_eq!(texts(page.select("td.v").unwrap())[0], "1 234");
         assert!(page.select("td[").is_err());
@@ -130,7 +134,8 @@ mod tests {
 
     #[test]
     fn xml_is_read_by_paths_without_prefixes() {
-        let page = Xml::parse("<?xml version='1.0'?><a xmlns:p='u'><p:b id='7'><c>1</c></p:b><c>2</c></a>").unwrap();
+        let page =
+            Xml::parse("<?xml version='1.0'?><a xmlns:p='u'><p:b id='7'><c>1</c></p:b><c>2</c></a>").unwrap();
         assert_eq!(texts(page.find("c")), ["1", "2"]);
         assert_eq!(texts(page.find("b/c")), ["1"]);
         assert!(Xml::parse("<a>").is_err());
@@ -139,7 +144,8 @@ mod tests {
 
     #[test]
     fn entities_do_not_explode() {
-        let bomb = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'><!ENTITY y '&x;&x;&x;&x;&x;&x;&x;&x;&x;'>]><a>&y;</a>";
+        let bomb =
+            "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'><!ENTITY y '&x;&x;&x;&x;&x;&x;&x;&x;&x;'>]><a>&y;</a>";
         assert!(Xml::parse(bomb).is_err(), "documents with their own entities are refused");
     }
 

@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use quire_coordinator::script::LONGEST_SOURCE;
 use quire_proto::oid::Oid;
 use rhai::AST;
 use ring::digest::{SHA256, digest};
@@ -19,8 +20,6 @@ use super::sandbox;
 use crate::device::answers::Answers;
 use crate::device::brand;
 
-/// Longest source, octets. The longest profile here has 4 KB; a source travels in one entry of the log.
-pub(super) const LONGEST_SOURCE: usize = 64 * 1024;
 /// Longest name, so that a listing stays readable.
 const LONGEST_NAME: usize = 40;
 
@@ -139,7 +138,8 @@ impl Profile {
         let header = source.lines().map_while(|line| line.strip_prefix("//!")).enumerate();
         for (at, text) in header {
             let wrong = |reason: String| BadProfile::Header { line: at + 1, reason };
-            let Some((key, value)) = text.split_once(':').map(|(key, value)| (key.trim(), value.trim())) else {
+            let Some((key, value)) = text.split_once(':').map(|(key, value)| (key.trim(), value.trim()))
+            else {
                 continue;
             };
             match key {

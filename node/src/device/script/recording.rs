@@ -100,9 +100,7 @@ fn parse_line(line: &str) -> Option<(Oid, Value)> {
     let tag = parts.next()?;
     let text = parts.next()?;
     let bytes = match tag.strip_suffix('x') {
-        Some(_) => {
-            data_encoding::HEXLOWER_PERMISSIVE.decode(text.get(..text.len() & !1)?.as_bytes()).ok()?
-        }
+        Some(_) => data_encoding::HEXLOWER_PERMISSIVE.decode(text.get(..text.len() & !1)?.as_bytes()).ok()?,
         None => text.as_bytes().to_vec(),
     };
     let narrow = |text: &str| text.parse::<u64>().ok().map(|n| u32::try_from(n & 0xffff_ffff).unwrap_or(0));

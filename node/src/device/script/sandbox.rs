@@ -149,7 +149,9 @@ pub(crate) fn run(
     let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
     let result = match ended {
         // A budget that a script caught and went on from stays exceeded.
-        Ok(()) => host.exhausted().map_or_else(|| Ok(host.take_draft()), |budget| Err(Failed::Budget(budget))),
+        Ok(()) => {
+            host.exhausted().map_or_else(|| Ok(host.take_draft()), |budget| Err(Failed::Budget(budget)))
+        }
         Err(error) => Err(failed(&error, host.exhausted(), stop)),
     };
     let cost = Cost { operations: operations.load(Ordering::Relaxed), ..host.cost() };

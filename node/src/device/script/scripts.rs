@@ -8,13 +8,12 @@ use tokio::sync::Semaphore;
 use super::{Profile, Subject};
 
 /// Sources that ship with the program. A test holds that each is a profile.
-pub(super) const BUILT_IN: &[&str] = &[
-    include_str!("../../../profiles/brother.rhai"),
-    include_str!("../../../profiles/kyocera.rhai"),
-];
+pub(super) const BUILT_IN: &[&str] =
+    &[include_str!("../../../profiles/brother.rhai"), include_str!("../../../profiles/kyocera.rhai")];
 
-static PARSED: LazyLock<Vec<Arc<Profile>>> =
-    LazyLock::new(|| BUILT_IN.iter().filter_map(|source| Profile::parse(source).ok()).map(Arc::new).collect());
+static PARSED: LazyLock<Vec<Arc<Profile>>> = LazyLock::new(|| {
+    BUILT_IN.iter().filter_map(|source| Profile::parse(source).ok()).map(Arc::new).collect()
+});
 
 /// Scripts that run at the same time on a node: each holds one blocking thread, of which tokio has 512.
 const RUNNING: usize = 32;
