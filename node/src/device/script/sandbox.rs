@@ -4,7 +4,7 @@
 //! the run was given. What a script asks of its device goes through `host`.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quire_proto::reading::Reading;
@@ -13,7 +13,10 @@ use rhai::packages::{
     BasicMapPackage, BasicMathPackage, BasicStringPackage, BitFieldPackage, LanguageCorePackage,
     LogicPackage, MoreStringPackage, Package as _,
 };
-use rhai::{AST, Dynamic, Engine, EvalAltResult, Scope};
+use rhai::{
+    AST, Array, Blob, Dynamic, Engine, EvalAltResult, FnPtr, ImmutableString, Map, OptimizationLevel,
+    Position, Scope,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::host::{self, Host};
@@ -26,9 +29,13 @@ const STRING: usize = 256 * 1024;
 const ARRAY: usize = 8 * 1024;
 /// Entries of one map.
 const MAP: usize = 1024;
-/// Variables alive at a time; with `STRING` and `CALLS` this bounds a script's memory at about 64 MB, were every one of
-/// them a full string.
+/// Variables alive at a time.
 const VARIABLES: usize = 256;
+/// What the variables of one call may hold together, octets. The limits above do not see what is put in by index
+/// (`m[k] = s`), so all of it is added up at every `LOOK`th use of a variable: a script takes at most `CALLS` times this
+/// and `LOOK` strings more, some 150 MB where it tries, 1 MB where it does not.
+const HELD: usize = 8 << 20;
+const LOOK: usize = 64;
 /// Calls inside calls. In an unoptimised build a level takes some 20 KB of stack, a blocking thread has 2 MB.
 const CALLS: usize = 16;
 /// Expressions inside expressions, outside and inside of functions.
@@ -119,7 +126,10 @@ pub(crate) struct Run {
 
 /// Compiles a source; the text of an error is for its author.
 pub(super) fn compile(source: &str) -> Result<AST, String> {
-    bare().compile(source).map_err(|error| error.to_string())
+    // A variable to the compiler, so that it is known and its value is not built in; a constant when it runs.
+    let mut scope = Scope::new();
+    scope.push("reading", Dynamic::UNIT);
+    bare().compile_with_scope(&scope, source).map_err(|error| error.to_string())
 }
 
 /// Runs a profile on what is known of a device so far. Blocks; ends when a limit is reached or `stop` is cancelled.
@@ -141,6 +151,7 @@ pub(crate) fn run(
         counted.store(count, Ordering::Relaxed);
         token.is_cancelled().then(|| Dynamic::UNIT)
     });
+    weigh(&mut engine);
     let mut scope = Scope::new();
     scope.push_constant("reading", host::reading_map(reading));
     let ended = engine.run_ast_with_scope(&mut scope, &profile.program);
@@ -177,7 +188,6 @@ fn failed(error: &EvalAltResult, exhausted: Option<Budget>, stop: &CancellationT
 fn bare() -> Engine {
     let mut engine = Engine::new_raw();
     let packages = [
-        LanguageCorePackage::new().as_shared_module(),
         LogicPackage::new().as_shared_module(),
         ArithmeticPackage::new().as_shared_module(),
         BasicMathPackage::new().as_shared_module(),
@@ -193,8 +203,9 @@ fn bare() -> Engine {
     for package in packages {
         engine.register_global_module(package);
     }
-    // The crate is built without time (`no_time`) and without modules (`no_module`); the names are taken away as well.
-    for word in ["eval", "print", "debug", "sleep", "timestamp", "import", "export"] {
+    // The core package stays out: its `sleep` is there even without `no_time`, and nothing here could wake it. `this`
+    // is no variable, so that what a method puts into it could not be weighed.
+    for word in ["eval", "print", "debug", "sleep", "timestamp", "import", "export", "this"] {
         engine.disable_symbol(word);
     }
     engine
@@ -205,7 +216,47 @@ fn bare() -> Engine {
         .set_max_map_size(MAP)
         .set_max_variables(VARIABLES)
         .set_max_functions(FUNCTIONS)
+        .set_optimization_level(OptimizationLevel::None)
         .set_allow_looping(true)
         .set_strict_variables(true);
     engine
+}
+
+/// Looks now and then at all that the variables hold, and ends the script when it is too much.
+#[expect(deprecated, reason = "not deprecated, its authors mark it as likely to change")]
+fn weigh(engine: &mut Engine) {
+    let uses = AtomicUsize::new(0);
+    engine.on_var(move |_, _, context| {
+        if uses.fetch_add(1, Ordering::Relaxed) % LOOK == LOOK - 1 {
+            let mut left = HELD;
+            let fits = context.scope().iter_raw().all(|(_, _, value)| take(value, &mut left, 0));
+            if !fits {
+                return Err(Box::new(EvalAltResult::ErrorDataTooLarge("memory".to_owned(), Position::NONE)));
+            }
+        }
+        Ok(None)
+    });
+}
+
+/// Takes the weight of a value off what is left; false when there is not enough, or when it nests too deep: what nests
+/// for ever would overflow the stack of whoever drops it.
+fn take(value: &Dynamic, left: &mut usize, depth: usize) -> bool {
+    const EACH: usize = 32;
+    const DEEPEST: usize = 64;
+    let own = match value.read_lock::<ImmutableString>() {
+        Some(text) => text.len(),
+        None => value.read_lock::<Blob>().map_or(0, |blob| blob.len()),
+    };
+    match left.checked_sub(own + EACH) {
+        Some(rest) if depth < DEEPEST => *left = rest,
+        Some(_) | None => return false,
+    }
+    if let Some(items) = value.read_lock::<Array>() {
+        return items.iter().all(|item| take(item, left, depth + 1));
+    }
+    if let Some(entries) = value.read_lock::<Map>() {
+        return entries.values().all(|entry| take(entry, left, depth + 1));
+    }
+    let closure = value.read_lock::<FnPtr>();
+    closure.is_none_or(|closure| closure.iter_curry().all(|held| take(held, left, depth + 1)))
 }
