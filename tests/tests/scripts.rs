@@ -56,7 +56,8 @@ fn scenario() -> Result<()> {
     let path = file.to_str().context("a path")?;
 
     // Tried: no node is asked.
-    let args = ["script", "test", path, "--recording", recording.to_str().context("a path")?, "--format", "json"];
+    let args =
+        ["script", "test", path, "--recording", recording.to_str().context("a path")?, "--format", "json"];
     let tried = cluster.programs().quire(&args)?.json()?;
     ensure!(tried[0]["reading"]["counters"]["total"] == 1_000_000_900, "it is {}", tried[0]);
     ensure!(tried[0]["changes"][0]["before"] == 900, "it is {}", tried[0]);
@@ -74,14 +75,16 @@ fn scenario() -> Result<()> {
     wait("readings with the script", PATIENCE, || {
         let devices = cluster.list(&["devices"])?;
         ensure!(devices.len() == fleet.printers().count(), "{} devices", devices.len());
-        let more = |device: &Value| device["counters"]["total"].as_u64().is_none_or(|total| total >= 1_000_000_000);
+        let more =
+            |device: &Value| device["counters"]["total"].as_u64().is_none_or(|total| total >= 1_000_000_000);
         ensure!(devices.iter().all(more), "{devices:?}");
         Ok(())
     })?;
 
     // Replaced by a broken one: refused, the old one stays. Then by a newer one.
     let broken = cluster.scratch("broken.rhai");
-    std::fs::write(&broken, "//! name: one-more\n//! version: 2\n//! match: family x\nlet = 1;").context("write it")?;
+    std::fs::write(&broken, "//! name: one-more\n//! version: 2\n//! match: family x\nlet = 1;")
+        .context("write it")?;
     ensure!(cluster.quire("n1", &["script", "put", broken.to_str().context("a path")?])?.ok().is_err());
     std::fs::write(&file, ONE_MORE.replace("VERSION", "3")).context("write the script")?;
     cluster.quire("n2", &["script", "put", path])?.ok()?;
@@ -97,9 +100,13 @@ fn scenario() -> Result<()> {
         Ok(())
     })?;
     ensure!(cluster.quire("n1", &["script", "remove", "one-more"])?.ok().is_err(), "removed twice");
-    ensure!(cluster.quire("n1", &["script", "remove", "brother"])?.ok().is_err(), "a built-in one was removed");
+    ensure!(
+        cluster.quire("n1", &["script", "remove", "brother"])?.ok().is_err(),
+        "a built-in one was removed"
+    );
     let audit = cluster.list(&["audit"])?;
-    let put = audit.iter().filter(|row| row["what"].as_str().is_some_and(|what| what.contains("script"))).count();
+    let put =
+        audit.iter().filter(|row| row["what"].as_str().is_some_and(|what| what.contains("script"))).count();
     ensure!(put == 3, "{put} changes of scripts in the audit");
     cluster.finish()
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use quire_proto::reading::Reading;
 use rhai::packages::{
     ArithmeticPackage, BasicArrayPackage, BasicBlobPackage, BasicFnPackage, BasicIteratorPackage,
-    BasicMapPackage, BasicMathPackage, BasicStringPackage, BitFieldPackage, LanguageCorePackage,
-    LogicPackage, MoreStringPackage, Package as _,
+    BasicMapPackage, BasicMathPackage, BasicStringPackage, BitFieldPackage, LogicPackage, MoreStringPackage,
+    Package as _,
 };
 use rhai::{
     AST, Array, Blob, Dynamic, Engine, EvalAltResult, FnPtr, ImmutableString, Map, OptimizationLevel,

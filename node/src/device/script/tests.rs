@@ -21,7 +21,7 @@ const PRINTER: &str = "\
 1.3.6.1.4.1.2435.2.3.9.4.2.1.5.5.8.0|4x|6f010400001f404101040000251c";
 
 fn rehearsed(profiles: &[Arc<Profile>]) -> Rehearsal {
-    let page = ("/counter.html".to_owned(), "<tr><td id=total>1 234</td></tr>".to_owned());
+    let page = ("/counter.html".to_owned(), "<table><tr><td id=total>1 234</table>".to_owned());
     let recording = Recording::parse(PRINTER).with_pages(BTreeMap::from([page]));
     rehearse(&recording, profiles, Limits::default(), &CancellationToken::new())
 }
