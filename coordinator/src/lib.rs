@@ -14,6 +14,7 @@ mod record;
 pub mod roster;
 pub mod rows;
 pub mod schedule;
+pub mod script;
 pub mod settings;
 pub mod state;
 pub mod tables;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use quire_proto::id::{DeviceId, NodeId, UnitId};
-use quire_proto::store::{DeviceRow, Member, Meta, ReachRow, UnitRow};
+use quire_proto::store::{DeviceRow, Member, Meta, ReachRow, ScriptRow, UnitRow};
 
 use crate::tables::{Fault, Overlay, Read, ReadExt, Table};
 
@@ -83,6 +83,14 @@ pub fn device(tables: &(impl Read + ?Sized), id: &DeviceId) -> Result<Option<Dev
 /// When the store fails or a row is damaged.
 pub fn reaches(tables: &(impl Read + ?Sized)) -> Result<Vec<ReachRow>, Fault> {
     tables.all(Table::Reach, &[])
+}
+
+/// The profiles that were put, by name.
+///
+/// # Errors
+/// When the store fails or a row is damaged.
+pub fn scripts(tables: &(impl Read + ?Sized)) -> Result<Vec<ScriptRow>, Fault> {
+    tables.all(Table::Scripts, &[])
 }
 
 /// The highest observation number of a node that is kept; 0 before the first.

@@ -18,6 +18,7 @@ use quire_proto::store::{
 
 use crate::record;
 use crate::rows::{self, number_key};
+use crate::script;
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 
 /// Applies the log entry at `index`.
@@ -43,17 +44,19 @@ pub fn apply(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<
         Some(Kind::Ask(ask)) => self::ask(tables, index, at_ms, ask)?,
         Some(Kind::CreateApiToken(token)) => create_api_token(tables, index, at_ms, token),
         Some(Kind::SetUpstreamMode(mode)) => set_upstream_mode(tables, index, at_ms, mode)?,
+        Some(Kind::PutScript(script)) => script::put(tables, index, at_ms, script)?,
+        Some(Kind::RemoveScript(script)) => script::remove(tables, index, at_ms, script)?,
         // Written by a newer version: features wait until every node has them, so this cannot matter.
         None => refuse("this version does not know the command"),
     };
     Ok(Outcome { index, result: Some(answer) })
 }
 
-fn refuse(why: impl Into<String>) -> Answer {
+pub(crate) fn refuse(why: impl Into<String>) -> Answer {
     Answer::Rejected(why.into())
 }
 
-fn audit(tables: &mut Overlay<'_>, index: u64, at_ms: u64, by: &str, what: String) {
+pub(crate) fn audit(tables: &mut Overlay<'_>, index: u64, at_ms: u64, by: &str, what: String) {
     tables.put(Table::Audit, &number_key(index), &AuditRow { at_ms, by: by.to_owned(), what });
 }
 

@@ -36,11 +36,13 @@ pub enum Table {
     Audit = 12,
     /// Node id, 8 octets: that node's highest recorded observation, 8 octets big-endian.
     Recorded = 13,
+    /// Name of a profile: `store::ScriptRow`.
+    Scripts = 14,
 }
 
 impl Table {
     /// Every table, for shells that open them.
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 13] = [
         Table::Meta,
         Table::Members,
         Table::Tokens,
@@ -53,6 +55,7 @@ impl Table {
         Table::Reach,
         Table::Audit,
         Table::Recorded,
+        Table::Scripts,
     ];
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::clock;
+use crate::device::script::{self, Scripts, Web};
 use crate::device::web::{self, Asking};
 use crate::device::{self, Place, Verdict, device_json};
 use crate::snmp::{self, Credential, Patience, Snmp, Sweep, SweepEvent};
@@ -183,6 +184,7 @@ pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> an
         visits: Arc::new(Semaphore::new(VISITS)),
         answered: BTreeSet::new(),
         found,
+        scripts: Scripts::built_in(),
     };
     let mut reads = JoinSet::new();
     let mut sweeping = true;
@@ -233,6 +235,7 @@ struct Pass {
     /// Who spoke SNMP, printer or not.
     answered: BTreeSet<IpAddr>,
     found: hops::Found,
+    scripts: Scripts,
 }
 
 type Reads = JoinSet<(SocketAddr, Option<Reading>)>;
@@ -251,8 +254,11 @@ impl Pass {
                     return self.found(peer, device::glance(via, &answer.response.varbinds)).await;
                 }
                 let (snmp, asking, visits) = (snmp.clone(), self.asking.clone(), self.visits.clone());
+                let scripts = self.scripts.clone();
                 reads.spawn(async move {
-                    let finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
+                    let mut finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
+                    let pages = Web { ports: asking.ports.clone() };
+                    script::improve(&scripts, &snmp, peer, &credential, &pages, &mut finished).await;
                     let Some(reading) = finished.reading else { return (peer, None) };
                     (peer, Some(visit(&visits, &asking, peer.ip(), reading).await))
                 });

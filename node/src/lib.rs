@@ -32,6 +32,7 @@ use cluster::{Cluster, Start};
 use collector::{Collector, Reachability, Reporter};
 use config::NodeOptions;
 use console::Site;
+use device::script::Scripts;
 use leader::Leader;
 use snmp::Snmp;
 use upstream::Upstream;
@@ -54,8 +55,10 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let (held, claim) = watch::channel(None);
     let (tell_link, link) = watch::channel(Link::default());
     let (reporter, proposer) = Reporter::new(cluster.clone());
+    let scripts = Scripts::built_in();
     let site = Arc::new(Site {
         cluster: cluster.clone(),
+        scripts: scripts.clone(),
         snmp: snmp.clone(),
         metrics: PrometheusBuilder::new().install_recorder().context("start the metrics")?,
         enroll: enroll_with(cluster.clone()),
@@ -73,7 +76,10 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     tasks.spawn("console", console::serve(Arc::clone(&site), console_address));
     tasks.spawn("control", console::serve_control(site, data_dir));
     if !witness {
-        tasks.spawn("collector", Collector::new(cluster.clone(), snmp, reporter).run(collect.clone()));
+        tasks.spawn(
+            "collector",
+            Collector::new(cluster.clone(), snmp, reporter, scripts).run(collect.clone()),
+        );
         tasks.spawn("reachability", Reachability::new(cluster.clone()).run(stop.clone()));
     }
     let first = tasks.until_told().await?;

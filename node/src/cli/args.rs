@@ -81,6 +81,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: SettingsCommand,
     },
+    /// List, change and try the profiles: what is known of device families beyond the standard
+    Script {
+        #[command(subcommand)]
+        command: ScriptCommand,
+    },
     /// Take all work from a node
     Drain {
         /// Its name
@@ -151,6 +156,37 @@ pub(crate) enum SettingsCommand {
     Validate {
         /// TOML
         file: PathBuf,
+    },
+}
+
+/// `quire script`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScriptCommand {
+    /// Those in force, the built-in ones included
+    List,
+    /// Check a profile and put it in force on every node
+    Put {
+        /// Rhai, its name and version in its first lines
+        file: PathBuf,
+    },
+    /// Run a profile on a recorded device: the reading, what it changes, what it costs
+    ///
+    /// Needs no node. The difference is to the profiles that ship with the program, or with --data-dir to
+    /// those in force on that node.
+    Test {
+        /// Rhai
+        file: PathBuf,
+        /// The device's answers, as .snmprec
+        #[arg(long, value_name = "FILE")]
+        recording: PathBuf,
+        /// The device's pages, each at its path
+        #[arg(long, value_name = "DIR")]
+        web: Option<PathBuf>,
+    },
+    /// Take a profile out of force; a built-in one of its name takes over
+    Remove {
+        /// As `script list` prints it
+        name: String,
     },
 }
 

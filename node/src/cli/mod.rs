@@ -6,6 +6,7 @@ pub(crate) mod args;
 mod discover;
 mod output;
 mod remote;
+mod script;
 mod secret;
 
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     match command {
         Command::Discover(discover) => discover::run(*discover, format).await,
         Command::Node(node) => crate::run(args::start(data_dir, *node)?).await,
+        Command::Script { command } => script::run(data_dir.as_deref(), command, format).await,
         remote => {
             let data_dir = data_dir.ok_or_else(|| args::Usage("--data-dir is missing".to_owned()))?;
             remote::run(&data_dir, remote, format).await

@@ -53,7 +53,7 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
         Command::Sweep { segment } => node.change("control/sweep", json!({ "segment": segment })).await,
         Command::Read { device } => node.change("control/read", json!({ "device": device })).await,
         // `dispatch` keeps these for itself.
-        Command::Discover(_) | Command::Node(_) => Ok(()),
+        Command::Discover(_) | Command::Node(_) | Command::Script { .. } => Ok(()),
     }
 }
 
@@ -213,15 +213,15 @@ async fn settings(node: &Node, command: SettingsCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn parse(text: &str) -> anyhow::Result<Value> {
+pub(super) fn parse(text: &str) -> anyhow::Result<Value> {
     serde_json::from_str(text).context("understand the node's answer")
 }
 
 /// The node behind a data directory.
-struct Node(Client);
+pub(super) struct Node(Client);
 
 impl Node {
-    fn reach(data_dir: &Path) -> anyhow::Result<Node> {
+    pub(super) fn reach(data_dir: &Path) -> anyhow::Result<Node> {
         let socket = data_dir.join(SOCKET);
         if !socket.exists() {
             bail!("no node runs on {}: start it with `quire node --data-dir {0}`", data_dir.display());
@@ -230,7 +230,12 @@ impl Node {
         Ok(Node(client))
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<String>) -> anyhow::Result<String> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> anyhow::Result<String> {
         let json = body.as_deref().is_some_and(|body| body.starts_with('{'));
         let mut request = self.0.request(method, format!("http://node/{path}"));
         if let Some(body) = body {
@@ -256,7 +261,12 @@ impl Node {
     }
 
     async fn change(&self, path: &str, body: Value) -> anyhow::Result<()> {
-        let answer = parse(&self.send(Method::POST, path, Some(body.to_string())).await?)?;
+        self.post(path, body.to_string()).await
+    }
+
+    /// Posts and prints what changed.
+    pub(super) async fn post(&self, path: &str, body: String) -> anyhow::Result<()> {
+        let answer = parse(&self.send(Method::POST, path, Some(body)).await?)?;
         Ok(output::line(answer.get("changes").and_then(Value::as_str).unwrap_or("done"))?)
     }
 

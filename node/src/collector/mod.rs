@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::cluster::Cluster;
-use crate::device::{self, ReadPlan};
+use crate::device::script::{self, Profile, Scripts, Web};
+use crate::device::{self, Finished, ReadPlan};
 use crate::snmp::{Credential, Patience, Snmp};
 
 pub(crate) use reach::Reachability;
@@ -92,6 +93,23 @@ pub(super) struct Tools {
     pub(super) web: Arc<web::Web>,
     pub(super) settings: Arc<Settings>,
     pub(super) credentials: Arc<Vec<Arc<Credential>>>,
+    pub(super) scripts: Scripts,
+}
+
+impl Tools {
+    /// Reads a device: the standard first, then the profiles that know it better.
+    pub(super) async fn read(
+        &self,
+        peer: SocketAddr,
+        credential: &Arc<Credential>,
+        plan: Option<ReadPlan>,
+        patience: Patience,
+    ) -> Finished {
+        let mut finished = device::read(&self.snmp, peer, credential, plan, patience).await;
+        let web = Web { ports: self.settings.http.ports.clone() };
+        script::improve(&self.scripts, &self.snmp, peer, credential, &web, &mut finished).await;
+        finished
+    }
 }
 
 /// The collector of one node.
@@ -99,6 +117,8 @@ pub(crate) struct Collector {
     cluster: Cluster,
     tools: Tools,
     settings_index: u64,
+    /// Of the scripts in force: name and hash, as the table has them.
+    scripts: Vec<(String, bytes::Bytes)>,
     roster: Roster,
     units: BTreeMap<UnitId, UnitRow>,
     devices: BTreeMap<DeviceId, DeviceRow>,
@@ -107,7 +127,7 @@ pub(crate) struct Collector {
 
 impl Collector {
     /// The collector of the node behind `cluster`.
-    pub(crate) fn new(cluster: Cluster, snmp: Snmp, reporter: Reporter) -> Self {
+    pub(crate) fn new(cluster: Cluster, snmp: Snmp, reporter: Reporter, scripts: Scripts) -> Self {
         let settings = Arc::new(Settings::default());
         let roster = Roster::new(settings.discovery.schedule.clone(), settings.metering.every_ms, READS);
         let tools = Tools {
@@ -117,11 +137,13 @@ impl Collector {
             web: Arc::default(),
             settings,
             credentials: Arc::default(),
+            scripts,
         };
         Collector {
             cluster,
             tools,
             settings_index: 0,
+            scripts: Vec::new(),
             roster,
             units: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -175,6 +197,7 @@ impl Collector {
             self.settings_index = meta.settings_index;
             self.follow_settings();
         }
+        self.follow_scripts(&tables)?;
         let me = self.cluster.me();
         let zone_mates = rows::members(&tables)?
             .iter()
@@ -207,6 +230,26 @@ impl Collector {
         self.tools.web.clear();
         self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
         self.tools.settings = settings;
+    }
+
+    /// Compiles what changed. A source that this version cannot compile, because a newer one put it, is left out.
+    fn follow_scripts(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
+        let rows = rows::scripts(tables)?;
+        let now: Vec<_> = rows.iter().map(|row| (row.name.clone(), row.sha256.clone())).collect();
+        if now == self.scripts {
+            return Ok(());
+        }
+        self.scripts = now;
+        let compiled = rows.iter().filter_map(|row| match Profile::parse(&row.source) {
+            Ok(profile) => Some(profile),
+            Err(error) => {
+                let (name, version) = (&row.name, &row.version);
+                tracing::warn!(profile = %name, version = %version, %error, "a script does not compile here");
+                None
+            }
+        });
+        self.tools.scripts.put_over(compiled.collect());
+        Ok(())
     }
 
     fn follow_devices(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
@@ -314,8 +357,7 @@ async fn read(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> Ended {
     let Ok(peer) = device.address.parse::<SocketAddr>() else { return Ended::Done };
     let observe = |what| tools.reporter.observation(&device.unit, epoch, peer, device.hops, what);
     for way in ways_to(tools, device, peer) {
-        let finished =
-            device::read(&tools.snmp, peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
+        let finished = tools.read(peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
         match finished.reading {
             Some(reading) if finished.complete => {
                 tools.ways.put(peer, Way { credential: way.credential, plan: finished.plan });

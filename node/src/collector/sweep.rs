@@ -95,8 +95,7 @@ impl UnitSweep {
                 if printer && !self.known.contains(&peer) {
                     let tools = tools.clone();
                     reads.spawn(async move {
-                        let mut finished =
-                            device::read(&tools.snmp, peer, &credential, None, Patience::Normal).await;
+                        let mut finished = tools.read(peer, &credential, None, Patience::Normal).await;
                         if let Some(reading) = finished.reading.take() {
                             let settings = &tools.settings;
                             let whole = tools.web.complete(settings, reading, peer.ip(), Lane::Sweep).await;

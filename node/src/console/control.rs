@@ -28,17 +28,17 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::api::problem;
-use super::{Site, facts};
+use super::{Site, facts, scripts};
 use crate::cluster::ProposeError;
 
 /// The socket's name in the data directory.
 pub(crate) const SOCKET: &str = "control.sock";
 
 /// How long a change may take before its caller is told that it did not happen.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Who the audit says it was.
-const BY: &str = "operator";
+pub(super) const BY: &str = "operator";
 
 /// Registers the cluster at a Web Admin by address, code and pin, and answers the site's name. Done by
 /// `upstream`, which this room does not know.
@@ -69,10 +69,12 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/control/sweep", post(sweep))
         .route("/control/read", post(read))
         .route("/control/explain/{address}", get(explain))
+        .route("/control/scripts", get(scripts::list).post(scripts::put))
+        .route("/control/scripts/{name}/remove", post(scripts::remove))
 }
 
 /// What a handler could not do: the status and the reason.
-struct Trouble(StatusCode, String);
+pub(super) struct Trouble(StatusCode, String);
 
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
@@ -96,11 +98,11 @@ impl From<quire_coordinator::tables::Fault> for Trouble {
     }
 }
 
-fn bad(why: impl Into<String>) -> Trouble {
+pub(super) fn bad(why: impl Into<String>) -> Trouble {
     Trouble(StatusCode::BAD_REQUEST, why.into())
 }
 
-type Done = Result<Json<Value>, Trouble>;
+pub(super) type Done = Result<Json<Value>, Trouble>;
 
 #[derive(Deserialize)]
 struct TokenOptions {

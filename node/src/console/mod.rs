@@ -8,6 +8,7 @@ mod control;
 pub(crate) mod facts;
 mod guard;
 mod pages;
+mod scripts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::device::script::Scripts;
 use crate::snmp::Snmp;
 
 pub(crate) use control::{Enroll, SOCKET};
@@ -26,6 +28,7 @@ pub(crate) use control::{Enroll, SOCKET};
 pub(crate) struct Site {
     pub(crate) cluster: Cluster,
     pub(crate) snmp: Snmp,
+    pub(crate) scripts: Scripts,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) enroll: Enroll,
     /// True where the console listens on loopback only, so that pages need no login.

@@ -80,7 +80,7 @@ pub async fn read_router(snmp: &Snmp, peer: SocketAddr, credentials: &[Arc<Crede
     read.finish().map_or(RouterAnswer::Silent, RouterAnswer::View)
 }
 
-fn miss(failure: Failure) -> Miss {
+pub(super) fn miss(failure: Failure) -> Miss {
     match failure {
         Failure::Timeout | Failure::Unreachable | Failure::Busy | Failure::Closed | Failure::Malformed => {
             Miss::Silent

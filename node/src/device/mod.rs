@@ -1,7 +1,7 @@
 //! How Quire understands a device over SNMP, without a socket or a clock.
 //!
 //! The door: [`probe_oids`] and [`judge`] for a sweep, [`Read`] for a known device,
-//! [`RouterRead`] for a router's tables, [`device_json`] for listings.
+//! [`RouterRead`] for a router's tables, [`script`] for profiles, [`device_json`] for listings.
 //! The standard reader (`read`, `standard`, `supply`) knows RFC 3805, RFC 2790 and RFC 1213 only; what vendors add
 //! stands in `vendors.toml` and is applied by `vendor`. Nothing here may send, sleep or ask for the time.
 //!
@@ -22,6 +22,7 @@ mod merge;
 mod mib;
 mod read;
 mod router;
+pub mod script;
 mod standard;
 mod supply;
 mod text;

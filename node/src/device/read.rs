@@ -11,6 +11,7 @@ use quire_proto::reading::{Reading, Via};
 
 use super::answers::{Answers, has_value};
 use super::judge::{Verdict, has_printer_mib, judge_answers};
+use super::script::Subject;
 use super::vendor::TABLE;
 use super::walk::Walk;
 use super::{brand, mib, standard};
@@ -71,6 +72,10 @@ pub struct Finished {
     pub plan: ReadPlan,
     /// False when a packet was lost or the bound reached: what is there is right, something may be missing.
     pub complete: bool,
+    /// Who it is, for the match rules of profiles.
+    pub(crate) subject: Subject,
+    /// What was heard in this read, for the profiles that go on from it.
+    pub(crate) fresh: Answers,
 }
 
 #[derive(Debug)]
@@ -170,7 +175,11 @@ impl Read {
             plan.uses = plan.uses.saturating_add(1);
         }
         plan.no_bulk = self.bulk_is_empty && self.via != Via::SnmpV1;
-        Finished { reading, plan, complete: self.complete }
+        let subject = Subject::of(&self.answers);
+        if self.refreshed {
+            self.answers.retain(|oid| plan.refresh.contains(oid));
+        }
+        Finished { reading, plan, complete: self.complete, subject, fresh: self.answers }
     }
 
     fn start_over(&mut self) {

@@ -1,15 +1,14 @@
 //! A responder in memory over the lines of an `.snmprec` file: GET, GETNEXT and GETBULK as RFC 3416 has them, and the
 //! manners of devices that have them otherwise. For tests only.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::path::Path;
 
 use quire_proto::oid::Oid;
 use quire_proto::reading::Via;
 
 use super::answers::has_value;
-use super::{Finished, Read, ReadPlan};
+use super::script::{self, Device, Page, Recording, Scripts, WebMiss, WebPath};
+use super::{Finished, Miss, Read, ReadPlan};
 use crate::snmp::{Request, Response, Value, VarBind};
 
 /// How a responder behaves.
@@ -24,8 +23,9 @@ pub(crate) enum Manner {
     Small(usize),
 }
 
+#[derive(Clone)]
 pub(crate) struct Responder {
-    objects: BTreeMap<Oid, Value>,
+    recording: Recording,
     pub(crate) manner: Manner,
 }
 
@@ -42,30 +42,21 @@ impl Responder {
 
     /// Of the lines of an `.snmprec` file.
     pub(crate) fn of(text: &str) -> Responder {
-        Responder { objects: text.lines().filter_map(parse_line).collect(), manner: Manner::Good }
-    }
-
-    fn next(&self, oid: &Oid) -> VarBind {
-        let mut after = self.objects.range((Bound::Excluded(oid.clone()), Bound::Unbounded));
-        match after.next() {
-            Some((oid, value)) => VarBind { oid: oid.clone(), value: value.clone() },
-            None => VarBind { oid: oid.clone(), value: Value::EndOfMibView },
-        }
+        Responder { recording: Recording::parse(text), manner: Manner::Good }
     }
 
     pub(crate) fn get(&self, oid: &Oid) -> VarBind {
-        VarBind { oid: oid.clone(), value: self.objects.get(oid).cloned().unwrap_or(Value::NoSuchInstance) }
+        self.recording.get(oid)
     }
 
     pub(crate) fn answer(&self, request: &Request) -> Response {
-        let varbinds: Vec<VarBind> = match request {
-            Request::Get(oids) => oids.iter().map(|oid| self.get(oid)).collect(),
-            Request::GetNext(oids) => oids.iter().map(|oid| self.next(oid)).collect(),
+        let varbinds = match request {
             Request::GetBulk { .. } if self.manner == Manner::NoBulk => Vec::new(),
-            Request::GetBulk { non_repeaters, max_repetitions, oids } => {
+            Request::GetBulk { .. } => {
                 assert!(self.manner != Manner::V1, "GETBULK does not exist in SNMPv1");
-                self.bulk(usize::from(*non_repeaters), usize::from(*max_repetitions), oids)
+                self.recording.answer(request).varbinds
             }
+            Request::Get(_) | Request::GetNext(_) => self.recording.answer(request).varbinds,
         };
         let failed = |error_status, error_index| Response { varbinds: Vec::new(), error_status, error_index };
         match self.manner {
@@ -80,20 +71,7 @@ impl Responder {
         }
     }
 
-    fn bulk(&self, non_repeaters: usize, repetitions: usize, oids: &[Oid]) -> Vec<VarBind> {
-        let (once, many) = oids.split_at(non_repeaters);
-        let mut varbinds: Vec<VarBind> = once.iter().map(|oid| self.next(oid)).collect();
-        let mut cursors = many.to_vec();
-        for _ in 0..repetitions {
-            for cursor in &mut cursors {
-                let varbind = self.next(cursor);
-                *cursor = varbind.oid.clone();
-                varbinds.push(varbind);
-            }
-        }
-        varbinds
-    }
-
+    /// A read as a node does it: the standard, then the profiles that ship with the program.
     pub(crate) fn read(&self, via: Via, plan: Option<ReadPlan>) -> (Finished, Cost) {
         let mut read = Read::new(via, plan);
         let mut cost = Cost::default();
@@ -103,7 +81,37 @@ impl Responder {
             cost.octets += octets_of(&request) + 50 + response.varbinds.iter().map(size).sum::<usize>();
             read.handle(Ok(response));
         }
-        (read.finish(), cost)
+        let mut finished = read.finish();
+        let Some(mut reading) = finished.reading.take() else { return (finished, cost) };
+        for profile in Scripts::built_in().matching(&finished.subject) {
+            let device = Spoken { responder: self.clone(), via };
+            let run = script::run(&profile, &reading, &finished.fresh, Box::new(device));
+            cost.packets += run.cost.requests as usize;
+            cost.octets += run.cost.bytes;
+            reading = run.result.unwrap_or_else(|error| panic!("{}: {error}", profile.name));
+        }
+        finished.reading = Some(reading);
+        (finished, cost)
+    }
+}
+
+/// A responder asked in one version.
+struct Spoken {
+    responder: Responder,
+    via: Via,
+}
+
+impl Device for Spoken {
+    fn ask(&mut self, request: &Request) -> Result<Response, Miss> {
+        Ok(self.responder.answer(request))
+    }
+
+    fn fetch(&mut self, _: &WebPath, _: usize) -> Result<Page, WebMiss> {
+        Err(WebMiss::Silent)
+    }
+
+    fn via(&self) -> Via {
+        self.via
     }
 }
 
@@ -121,33 +129,4 @@ fn size(varbind: &VarBind) -> usize {
 fn octets_of(request: &Request) -> usize {
     let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
     50 + oids.iter().map(|oid| oid.arcs().len() + 6).sum::<usize>()
-}
-
-fn parse_line(line: &str) -> Option<(Oid, Value)> {
-    let mut parts = line.splitn(3, '|');
-    let oid: Oid = parts.next()?.parse().ok()?;
-    let tag = parts.next()?;
-    let text = parts.next()?;
-    let bytes = match tag.strip_suffix('x') {
-        Some(_) => {
-            (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
-        }
-        None => text.as_bytes().to_vec(),
-    };
-    let value = match tag.trim_end_matches('x') {
-        "2" => Value::Integer(text.parse().ok()?),
-        "4" => Value::OctetString(bytes.into()),
-        "5" => Value::Null,
-        "6" => Value::ObjectId(text.parse().ok()?),
-        "64" => Value::IpAddress(match <[u8; 4]>::try_from(bytes.as_slice()) {
-            Ok(octets) if tag.ends_with('x') => octets.into(),
-            _ => text.parse().ok()?,
-        }),
-        "65" => Value::Counter32(text.parse::<u64>().ok()? as u32),
-        "66" => Value::Gauge32(text.parse::<u64>().ok()? as u32),
-        "67" => Value::TimeTicks(text.parse::<u64>().ok()? as u32),
-        "70" => Value::Counter64(text.parse().ok()?),
-        _ => Value::Opaque(bytes.into()),
-    };
-    Some((oid, value))
 }

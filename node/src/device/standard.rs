@@ -28,7 +28,7 @@ pub(crate) fn reading(answers: &Answers, via: Via) -> Option<Reading> {
     let mut reading = Reading { via: vec![via], ..Reading::default() };
     read_facts(answers, &families, &mut reading);
     read_counters(answers, &families, &mut reading);
-    read_supplies(answers, &families, &mut reading);
+    read_supplies(answers, &mut reading);
     read_condition(answers, &mut reading);
     let display = read_display(answers, &families);
     reading.display = keep(&mut reading.sources, "display", display);
@@ -162,17 +162,14 @@ fn firmware_in((descr, source): Sourced<String>) -> Option<Sourced<String>> {
 fn read_counters(answers: &Answers, families: &[&'static Family], reading: &mut Reading) {
     let standard = read_total(answers, families);
     let mut counters = Counters::default();
-    let mut prefer = false;
     for family in families {
         let (found, from) = vendor::counters(family, answers);
-        let before = counters.clone();
         merge(&mut counters, found);
-        prefer |= family.prefer_total && before.total.is_none() && counters.total.is_some();
         for (field, source) in from {
             reading.sources.entry(field).or_insert(source);
         }
     }
-    if let Some((total, unit, source)) = standard.filter(|_| !prefer) {
+    if let Some((total, unit, source)) = standard {
         counters.total = Some(total);
         counters.unit = unit;
         reading.sources.insert("counters.total".to_owned(), source);
@@ -208,22 +205,12 @@ fn read_total(answers: &Answers, families: &[&'static Family]) -> Option<(u64, O
     Some((total, unit, oid.to_string()))
 }
 
-fn read_supplies(answers: &Answers, families: &[&'static Family], reading: &mut Reading) {
-    for found in supply::read(answers, families, charset(answers)) {
+fn read_supplies(answers: &Answers, reading: &mut Reading) {
+    for found in supply::read(answers, charset(answers)) {
         let index = found.supply.index;
         let source = found.level_from.unwrap_or(found.name_from);
         reading.sources.insert(format!("supplies.{index}.level"), source);
         reading.supplies.push(found.supply);
-    }
-    if !reading.supplies.is_empty() {
-        return;
-    }
-    let model = reading.facts.model.clone().unwrap_or_default();
-    for records in families.iter().filter_map(|family| family.records.as_ref()) {
-        for supply in records.supplies(&model, answers) {
-            reading.sources.insert(format!("supplies.{}.percent", supply.index), records.supplies_source());
-            reading.supplies.push(supply);
-        }
     }
 }
 

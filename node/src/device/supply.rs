@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use quire_proto::reading::{Supply, SupplyKind, SupplyState, percent};
 
 use super::answers::{Answers, number, octets};
-use super::vendor::{Family, part_color};
 use super::{mib, text};
 
 /// At or below this percentage a supply is low: about a week of an office printer's toner, and what most makers' own
@@ -29,15 +28,15 @@ pub(crate) struct Found {
 }
 
 /// Every row of the table, in order.
-pub(crate) fn read(answers: &Answers, families: &[&Family], charset: Option<i64>) -> Vec<Found> {
+pub(crate) fn read(answers: &Answers, charset: Option<i64>) -> Vec<Found> {
     let rows: BTreeSet<Vec<u32>> = [mib::SUPPLY_DESCR, mib::SUPPLY_LEVEL, mib::SUPPLY_MAX]
         .iter()
         .flat_map(|root| answers.rows(root).map(|(index, _, _)| index.to_vec()))
         .collect();
-    rows.iter().map(|row| read_row(answers, families, charset, row)).collect()
+    rows.iter().map(|row| read_row(answers, charset, row)).collect()
 }
 
-fn read_row(answers: &Answers, families: &[&Family], charset: Option<i64>, row: &[u32]) -> Found {
+fn read_row(answers: &Answers, charset: Option<i64>, row: &[u32]) -> Found {
     let cell = |root: &[u32]| answers.get(&mib::oid(root).child(row));
     let integer = |root: &[u32]| cell(root).and_then(number);
     let name_oid = mib::oid(mib::SUPPLY_DESCR).child(row);
@@ -54,8 +53,7 @@ fn read_row(answers: &Answers, families: &[&Family], charset: Option<i64>, row: 
         (Some(_), None) | (None, _) => None,
     };
     let colorant = integer(mib::SUPPLY_COLORANT).and_then(|n| colorant(answers, row, n));
-    let part = || families.iter().find_map(|family| part_color(family, &name)).map(str::to_owned);
-    let color = color_word(&name).map(str::to_owned).or_else(part).or(colorant);
+    let color = color_word(&name).map(str::to_owned).or(colorant);
     let supply = Supply {
         index: row.last().copied().unwrap_or(0),
         kind: kind(integer(mib::SUPPLY_TYPE), class, unit, &name),
@@ -221,7 +219,7 @@ mod tests {
         for (root, n) in [(mib::SUPPLY_LEVEL, level), (mib::SUPPLY_MAX, max), (mib::SUPPLY_UNIT, unit)] {
             answers.insert(&VarBind { oid: mib::oid(root).child(&[1, 1]), value: Value::Integer(n) });
         }
-        read(&answers, &[], None).remove(0).supply
+        read(&answers, None).remove(0).supply
     }
 
     #[test]

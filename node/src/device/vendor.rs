@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use quire_proto::oid::Oid;
-use quire_proto::reading::{Counters, Supply, SupplyKind};
+use quire_proto::reading::Counters;
 use serde::Deserialize;
 
 use super::answers::{Answers, number, octets, total};
@@ -104,15 +104,12 @@ pub(crate) struct Family {
     pub(crate) faxes: Vec<Sum>,
     pub(crate) scans: Vec<Sum>,
     pub(crate) duplex: Vec<Sum>,
-    pub(crate) prefer_total: bool,
     pub(crate) zero_is_no_total: bool,
     pub(crate) hex_serial: bool,
     pub(crate) object_id_name: Option<Private>,
     pub(crate) object_id_cards: Vec<String>,
-    pub(crate) part_colors: Vec<String>,
     pub(crate) rebrand: Vec<Rebrand>,
     pub(crate) named: Option<Named>,
-    pub(crate) records: Option<Records>,
 }
 
 /// A brand that only the model's first letters give away.
@@ -139,30 +136,6 @@ pub(crate) struct Named {
     scans: Vec<String>,
     duplex: Vec<String>,
     by_type: BTreeMap<String, Vec<i64>>,
-}
-
-/// Octet strings of 7-octet records: code, two fixed octets, a 4-octet big-endian value.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Records {
-    counters: Private,
-    total: u8,
-    mono: u8,
-    color: u8,
-    duplex: u8,
-    supplies: Private,
-    ink_models: Vec<String>,
-    supply: Vec<RecordSupply>,
-}
-
-/// A supply whose record holds hundredths of a percent.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecordSupply {
-    codes: Vec<u8>,
-    name: String,
-    kind: String,
-    color: Option<String>,
 }
 
 /// The table that is built in; a unit test holds that it parses.
@@ -219,8 +192,7 @@ impl Family {
         ];
         let sums =
             self.counters().into_iter().flat_map(|(_, sums)| sums).flat_map(|sum| &sum.0).map(|(oid, _)| oid);
-        let records = self.records.iter().flat_map(|records| [&records.counters.0, &records.supplies.0]);
-        let oids = texts.into_iter().flatten().map(|entry| &entry.0).chain(sums).chain(records);
+        let oids = texts.into_iter().flatten().map(|entry| &entry.0).chain(sums);
         let mut seen = BTreeSet::new();
         oids.filter(|oid| seen.insert(*oid)).cloned().collect()
     }
@@ -309,18 +281,6 @@ pub(crate) fn counters(family: &Family, answers: &Answers) -> (Counters, BTreeMa
             take(field, named.find(field, answers));
         }
     }
-    if let Some(records) = &family.records {
-        let found = Records::read(&records.counters, answers);
-        let fields = [
-            ("total", records.total),
-            ("mono", records.mono),
-            ("color", records.color),
-            ("duplex", records.duplex),
-        ];
-        for (field, code) in fields {
-            take(field, found.get(&code).map(|value| (u64::from(*value), records.counters.0.to_string())));
-        }
-    }
     (counters, sources)
 }
 
@@ -380,67 +340,6 @@ impl Named {
     }
 }
 
-impl Records {
-    fn read(entry: &Private, answers: &Answers) -> BTreeMap<u8, u32> {
-        let bytes = answers.get(&entry.0).and_then(octets).unwrap_or_default();
-        let record = |r: &[u8]| (r[0], u32::from_be_bytes([r[3], r[4], r[5], r[6]]));
-        bytes.chunks_exact(7).filter(|r| r[2] == 4).map(record).collect()
-    }
-
-    /// Supplies by percentage; for devices whose standard table is empty.
-    pub(crate) fn supplies(&self, model: &str, answers: &Answers) -> Vec<Supply> {
-        let found = Records::read(&self.supplies, answers);
-        let inkjet = self.ink_models.iter().any(|part| model.contains(part.as_str()));
-        let rows = self.supply.iter().filter_map(|supply| {
-            let value = supply.codes.iter().find_map(|code| found.get(code))?;
-            let percent = u8::try_from(value / 100).ok().filter(|percent| *percent <= 100)?;
-            let kind = SupplyKind::from_word(&supply.kind)?;
-            if inkjet && kind != SupplyKind::Toner {
-                return None;
-            }
-            let (kind, name) = if inkjet {
-                (SupplyKind::Ink, supply.name.replace("Toner", "Ink"))
-            } else {
-                (kind, supply.name.clone())
-            };
-            let state = super::supply::state_of_percent(percent);
-            Some(Supply {
-                index: 0,
-                name,
-                kind,
-                color: supply.color.clone(),
-                level: None,
-                max: None,
-                unit: None,
-                percent: Some(percent),
-                state,
-            })
-        });
-        (1u32..).zip(rows).map(|(index, supply)| Supply { index, ..supply }).collect()
-    }
-
-    /// Where [`Records::supplies`] reads.
-    pub(crate) fn supplies_source(&self) -> String {
-        self.supplies.0.to_string()
-    }
-}
-
-/// The colour that the last letter of a part number stands for (`TK-8527C`).
-pub(crate) fn part_color(family: &Family, name: &str) -> Option<&'static str> {
-    let part = family.part_colors.iter().find_map(|prefix| name.strip_prefix(prefix.as_str()))?;
-    let (digits, letter) = part.split_at_checked(part.len().checked_sub(1)?)?;
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    match letter {
-        "K" => Some("black"),
-        "C" => Some("cyan"),
-        "M" => Some("magenta"),
-        "Y" => Some("yellow"),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,14 +369,5 @@ mod tests {
         assert_eq!(brand("TA_UTAX Printing System"), Some("UTAX"));
         assert_eq!(brand("HPE Switch"), None);
         assert_eq!(brand("Okidoki"), None);
-    }
-
-    #[test]
-    fn the_last_letter_of_a_part_is_a_colour() {
-        let kyocera = TABLE.family("kyocera").unwrap();
-        assert_eq!(part_color(kyocera, "TK-8527C"), Some("cyan"));
-        assert_eq!(part_color(kyocera, "PK-3010S"), None);
-        assert_eq!(part_color(kyocera, "TK-K"), None);
-        assert_eq!(part_color(kyocera, "TK-é"), None);
     }
 }
