@@ -190,7 +190,7 @@ impl Lab {
         let command = [&[quire.as_str(), "discover"][..], args, &fixed, &["--summary", &file]].concat();
         let output = self.exec("n", &command)?;
         let said = output.stderr.clone();
-        let found = output.json()?.iter().map(|device| {
+        let found = output.json()?.into_iter().map(|device| {
             let hops = device["hops"].as_u64().with_context(|| format!("no hops in {device}"))?;
             Ok((device["address"].as_str().unwrap_or_default().to_owned(), hops))
         });
