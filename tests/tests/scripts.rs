@@ -48,7 +48,7 @@ fn scenario() -> Result<()> {
     let base = Ipv4Addr::new(127, 46, 0, 1);
     let port = free_udp_port(base.into())?;
     let fleet = Fleet::start(&Spec { base, port, printers: 3, others: 1, per_net: 4, ..Spec::default() })?;
-    let mut cluster = Cluster::start(&["n1", "n2"])?;
+    let cluster = Cluster::start(&["n1", "n2"])?;
     let file = cluster.scratch("one-more.rhai");
     let recording = cluster.scratch("brother.snmprec");
     std::fs::write(&recording, RECORDING).context("write the recording")?;

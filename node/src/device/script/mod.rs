@@ -28,7 +28,7 @@ use crate::snmp::{Request, Response};
 
 pub use live::{Web, improve};
 pub use profile::{BadProfile, Profile, Subject};
-pub use recording::{Recording, Rehearsal, rehearse};
+pub use recording::{Ran, Recording, Rehearsal, rehearse};
 pub use sandbox::{Budget, Cost, Failed, Limits};
 pub use scripts::Scripts;
 

@@ -122,13 +122,16 @@ fn parse_line(line: &str) -> Option<(Oid, Value)> {
     Some((oid, value))
 }
 
+/// One profile's name, its end, what it took and what it logged.
+pub type Ran = (String, Result<(), Failed>, Cost, Vec<String>);
+
 /// What some profiles make of a recording.
 #[derive(Clone, Debug)]
 pub struct Rehearsal {
     /// The reading in the end; `None` when this is no printer.
     pub reading: Option<Reading>,
     /// How each matching profile went, in order: its name, its end, what it took and logged.
-    pub runs: Vec<(String, Result<(), Failed>, Cost, Vec<String>)>,
+    pub runs: Vec<Ran>,
     /// SNMP questions of the standard read.
     pub read_requests: usize,
 }

@@ -149,7 +149,7 @@ pub(crate) fn run(
     let (counted, token) = (Arc::clone(&operations), stop.clone());
     engine.on_progress(move |count| {
         counted.store(count, Ordering::Relaxed);
-        token.is_cancelled().then(|| Dynamic::UNIT)
+        token.is_cancelled().then_some(Dynamic::UNIT)
     });
     weigh(&mut engine);
     let mut scope = Scope::new();

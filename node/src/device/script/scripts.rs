@@ -22,10 +22,13 @@ const RUNNING: usize = 32;
 #[derive(Clone)]
 pub struct Scripts(Arc<Inner>);
 
+/// A profile's name and hash, and the family of the device that it failed on.
+type Failing = (String, [u8; 32], String);
+
 struct Inner {
     active: RwLock<Vec<Arc<Profile>>>,
     /// How often each version failed in each device family. At most profiles by families, both bounded.
-    failures: Mutex<BTreeMap<(String, [u8; 32], String), u64>>,
+    failures: Mutex<BTreeMap<Failing, u64>>,
     running: Arc<Semaphore>,
 }
 
