@@ -162,12 +162,29 @@ impl Leader {
         Ok(())
     }
 
-    /// A node that is being drained leads no longer than until another can.
+    /// A node that is being drained, or that cannot hold the upstream link, leads no longer than until
+    /// another can.
     async fn make_way(&self, members: &[Member]) {
         let me = self.cluster.me().id;
         let drained = members.iter().any(|member| member.id == me.0 && member.draining);
         if drained && self.cluster.successor().is_some() {
             self.cluster.hand_over(PATIENCE).await;
+            return;
+        }
+        // A leader that the Web Admin has given no certificate can neither link nor ask for one.
+        let enrolled = rows::meta(&self.cluster.view()).is_ok_and(|meta| meta.upstream.is_some());
+        if !enrolled || members.iter().any(|member| member.id == me.0 && certified(member)) {
+            return;
+        }
+        let voters = self.cluster.watch().borrow().voters.clone();
+        let other = members
+            .iter()
+            .find(|member| certified(member) && voters.contains(&NodeId(member.id)) && self.seen(member).0);
+        if let Some(other) = other {
+            tracing::info!(to = %other.name, "this node has no certificate for the Web Admin: another leads");
+            if let Err(error) = self.cluster.transfer_leader(NodeId(other.id)).await {
+                tracing::info!(%error, "the leadership stays; the next look tries again");
+            }
         }
     }
 
@@ -350,6 +367,10 @@ impl Leader {
         }
         Ok(true)
     }
+}
+
+fn certified(member: &Member) -> bool {
+    !member.upstream_certificate_der.is_empty()
 }
 
 fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {

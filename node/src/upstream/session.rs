@@ -35,8 +35,12 @@ const OUTWARD: usize = 16;
 /// Between two looks at the outbox while nothing else happens.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Members without a certificate are asked for so often.
-const SIGN_EVERY: Duration = Duration::from_secs(5);
+/// How often members without a certificate are looked for: a node that joins should be able to lead at
+/// once.
+const SIGN_LOOK: Duration = Duration::from_millis(500);
+
+/// The same members are asked for again after so long.
+const SIGN_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often a live stream says that all is well, though nothing changed.
 const ALIVE_EVERY: Duration = Duration::from_secs(30);
@@ -93,6 +97,8 @@ struct Welcomed {
     quiet_since: std::time::Instant,
     /// The last check-in, and when it was sent.
     said: Option<(CheckIn, std::time::Instant)>,
+    /// Members whose certificates were asked for last, and when.
+    signing: Option<(Vec<u64>, std::time::Instant)>,
 }
 
 impl Session {
@@ -137,14 +143,16 @@ impl Session {
         }
         tracing::info!(epoch = %self.epoch, through, "upstream link");
         connected();
-        Welcomed { session: self, up, window, quiet_since: clock::steady(), said: None }.talk(&mut down).await
+        Welcomed { session: self, up, window, quiet_since: clock::steady(), said: None, signing: None }
+            .talk(&mut down)
+            .await
     }
 }
 
 impl Welcomed {
     async fn talk(mut self, down: &mut Streaming<ToSite>) -> anyhow::Result<Ended> {
         let mut look = tokio::time::interval(LOOK);
-        let mut sign = tokio::time::interval(SIGN_EVERY);
+        let mut sign = tokio::time::interval(SIGN_LOOK);
         let mut alive = tokio::time::interval(ALIVE_LOOK);
         loop {
             self.commit_ack().await;
@@ -257,7 +265,7 @@ impl Welcomed {
         Ok(None)
     }
 
-    async fn ask_for_certificates(&self) -> anyhow::Result<()> {
+    async fn ask_for_certificates(&mut self) -> anyhow::Result<()> {
         let requests: Vec<CertificateRequest> = rows::members(&self.session.cluster.view())?
             .into_iter()
             .filter(|member| {
@@ -269,8 +277,14 @@ impl Welcomed {
                 csr_der: member.upstream_csr_der,
             })
             .collect();
-        if !requests.is_empty() {
+        let nodes: Vec<u64> = requests.iter().map(|request| request.node).collect();
+        let asked = self
+            .signing
+            .as_ref()
+            .is_some_and(|(before, at)| *before == nodes && clock::steady().duration_since(*at) < SIGN_AGAIN);
+        if !nodes.is_empty() && !asked {
             self.send(Up::Sign(SignRequest { requests })).await?;
+            self.signing = Some((nodes, clock::steady()));
         }
         Ok(())
     }
