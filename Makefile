@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench setup lint fmt clean containers deny
+.PHONY: help demo test build bench fuzz setup lint fmt clean containers deny
 
 # Cargo with the distribution's RocksDB.
 CARGO := deploy/cargo.sh
@@ -34,10 +34,14 @@ build: ## release programs: target/release/quire and target/release/quire-admin
 	@deploy/setup.sh build
 	$(CARGO) build --release --locked --bins
 
-bench: ## the benchmarks, one table
+bench: ## the benchmarks, one table; BENCH="--part sweep" for a part (docs/benchmarks.md)
 	@deploy/setup.sh bench
 	@$(CARGO) build --release --locked --bins
-	@exec target/release/quire-bench
+	@exec target/release/quire-bench $(BENCH)
+
+fuzz: ## every decoder under libFuzzer, FUZZ_SECONDS (60) each
+	@deploy/setup.sh fuzz
+	@exec tests/fuzz/run.sh
 
 containers: build ## the cluster of docker-compose.yml in the foreground; Ctrl-C ends it
 	@exec deploy/compose/up.sh

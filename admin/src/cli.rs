@@ -139,7 +139,7 @@ enum JobCommand {
         /// TOML
         file: PathBuf,
     },
-    /// Put a script on the site (not supported by this version)
+    /// Put a script on the site, which tries it before it is in force
     Script {
         /// Rhai
         file: PathBuf,
@@ -333,13 +333,23 @@ async fn add_job(dir: &Path, site: &str, command: &JobCommand) -> anyhow::Result
         JobCommand::Read { device } => JobKind::Read(device.clone()),
         JobCommand::Settings { file } => JobKind::Settings(read_settings(file)?),
         JobCommand::ServiceMode { mode } => JobKind::ServiceMode(matches!(mode, Switch::On)),
-        JobCommand::Script { .. } => bail!("the job `script` is not supported by this version"),
+        JobCommand::Script { file } => JobKind::Script(read_script(file)?),
         JobCommand::Bundle => bail!("the job `bundle` is not supported by this version"),
     };
     let store = open(dir).await?;
     let Some(key) = store.site_key(site).await? else { bail!("no site named `{site}`") };
     say(io::stdout(), &store.add_job(key, &kind, clock::now()).await?);
     Ok(())
+}
+
+fn read_script(file: &Path) -> anyhow::Result<String> {
+    /// What a site takes; anything near it is a mistake.
+    const LONGEST: usize = 64 * 1024;
+    let source = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    if source.len() > LONGEST {
+        bail!("{} has {} octets: a script has {LONGEST} at most", file.display(), source.len());
+    }
+    Ok(source)
 }
 
 fn read_settings(file: &Path) -> anyhow::Result<String> {

@@ -10,6 +10,7 @@ use quire_proto::upstream::{CheckIn, Hello};
 use quire_proto::{convert, reading};
 use sqlx::{Sqlite, Transaction};
 
+use crate::identity;
 use crate::store::{LinkError, Refusal, Site, Store, StoreError, int, uint};
 
 /// 5,000 entries of about 1 KiB are 5 MiB, within the message bound of the link.
@@ -63,9 +64,12 @@ impl Store {
         if epoch < highest || (epoch == highest && by != hello.node) || epoch == 0 {
             return Err(Refusal::Epoch { highest }.into());
         }
-        sqlx::query("UPDATE clusters SET epoch = ?, epoch_node = ? WHERE cluster_id = ?")
+        // After a recovery the cluster numbers from there; what it sends again is known by its reading's id.
+        let through = fence.through.map(|through| uint(through).max(hello.outbox_base.saturating_sub(1)));
+        sqlx::query("UPDATE clusters SET epoch = ?, epoch_node = ?, through = ? WHERE cluster_id = ?")
             .bind(int(epoch)?)
             .bind(int(hello.node)?)
+            .bind(through.map(int).transpose()?)
             .bind(&site.cluster_id)
             .execute(&mut *tx)
             .await?;
@@ -92,7 +96,7 @@ impl Store {
         tx.commit().await?;
         self.put_nodes(site.key, &[(hello.node, hello.node_name.clone())]).await?;
         self.changed();
-        Ok((Holder { site: site.key, connection, epoch }, uint(fence.through.unwrap_or(0))))
+        Ok((Holder { site: site.key, connection, epoch }, through.unwrap_or(0)))
     }
 
     /// Stores what of a batch is new, and moves the mark, in one transaction.
@@ -117,8 +121,17 @@ impl Store {
         }
         let mut devices = 0;
         for entry in &entries {
-            if entry.seq < expected {
+            if entry.through < expected {
                 taken.skipped += 1;
+                continue;
+            }
+            if let Some(news) = &entry.wire.news {
+                devices += identity::put_news(&mut tx, holder.site, news).await?;
+                taken.through = entry.seq;
+                continue;
+            }
+            if entry.wire.superseded_through > 0 {
+                taken.through = entry.through;
                 continue;
             }
             match put_entry(&mut tx, holder.site, entry, now).await? {
@@ -236,7 +249,7 @@ impl Store {
     }
 }
 
-fn malformed(what: impl Into<String>) -> LinkError {
+pub(crate) fn malformed(what: impl Into<String>) -> LinkError {
     Refusal::Malformed(what.into()).into()
 }
 
@@ -275,21 +288,41 @@ async fn touch(tx: &mut Transaction<'_, Sqlite>, holder: Holder, now: Millis) ->
 }
 
 /// An entry with its reading understood.
-struct Entry {
-    seq: u64,
-    wire: OutboxEntry,
-    reading: reading::Reading,
-    octets: bytes::Bytes,
+pub(crate) struct Entry {
+    pub(crate) seq: u64,
+    /// The last number that it stands for: its own, or that of a run of which later readings are left alone.
+    pub(crate) through: u64,
+    pub(crate) wire: OutboxEntry,
+    pub(crate) reading: reading::Reading,
+    pub(crate) octets: bytes::Bytes,
 }
 
 /// Everything is understood before anything is stored.
 fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, LinkError> {
     let mut all = Vec::with_capacity(entries.len());
-    for (seq, octets) in (first_seq..=u64::MAX).zip(entries) {
+    let mut next = Some(first_seq);
+    for octets in entries {
+        let seq = next.ok_or_else(|| malformed("the numbers of a batch end before its entries"))?;
         let wire = OutboxEntry::decode(octets.clone())
             .map_err(|error| malformed(format!("entry {seq} cannot be decoded: {error}")))?;
         if wire.seq != seq {
             return Err(malformed(format!("entry {} stands at {seq}", wire.seq)));
+        }
+        if let (None, Some(news)) = (&wire.row, &wire.news) {
+            identity::check(seq, news)?;
+            next = seq.checked_add(1);
+            let reading = reading::Reading::default();
+            all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });
+            continue;
+        }
+        if wire.row.is_none() && wire.superseded_through >= seq {
+            let (through, reading) = (wire.superseded_through, reading::Reading::default());
+            if i64::try_from(through).is_err() {
+                return Err(malformed(format!("entry {seq} has a number out of range")));
+            }
+            next = through.checked_add(1);
+            all.push(Entry { seq, through, wire, reading, octets: octets.clone() });
+            continue;
         }
         let row = wire.row.as_ref().ok_or_else(|| malformed(format!("entry {seq} holds no reading")))?;
         let texts = [&row.id, &row.device, &row.unit, &row.address, &wire.zone];
@@ -302,10 +335,8 @@ fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, 
         }
         let reading = convert::decode(&row.reading)
             .map_err(|error| malformed(format!("the reading of entry {seq} cannot be decoded: {error}")))?;
-        all.push(Entry { seq, wire, reading, octets: octets.clone() });
-    }
-    if all.len() != entries.len() {
-        return Err(malformed("the numbers of a batch end before its entries"));
+        next = seq.checked_add(1);
+        all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });
     }
     Ok(all)
 }
@@ -328,8 +359,8 @@ async fn put_entry(
     let Some(row) = &entry.wire.row else { return Err(malformed("an entry holds no reading")) };
     let added = sqlx::query(
         "INSERT INTO readings
-             (id, site, seq, device, unit, address, at_ms, node, epoch, late, reading, received_at_ms)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+             (id, site, seq, device, unit, address, at_ms, node, epoch, late, reading, received_at_ms, face)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
     )
     .bind(&row.id)
     .bind(site)
@@ -343,18 +374,22 @@ async fn put_entry(
     .bind(row.late)
     .bind(row.reading.as_ref())
     .bind(int(now.0)?)
+    .bind(&row.face)
     .execute(&mut **tx)
     .await?;
     if added.rows_affected() > 0 {
         let device = put_device(tx, site, entry).await?;
         return Ok(Put::New { device });
     }
-    let stored: (String, i64, Vec<u8>) =
-        sqlx::query_as("SELECT device, at_ms, reading FROM readings WHERE id = ?")
+    let (device, stored): (String, (String, i64, Vec<u8>)) =
+        sqlx::query_as("SELECT device, face, at_ms, reading FROM readings WHERE id = ?")
             .bind(&row.id)
             .fetch_one(&mut **tx)
-            .await?;
-    if stored == (row.device.clone(), int(row.at_ms)?, row.reading.to_vec()) {
+            .await
+            .map(|(device, face, at_ms, reading)| (device, (face, at_ms, reading)))?;
+    // The device of a face may be another one since.
+    let same_device = device == row.device || !row.face.is_empty();
+    if same_device && stored == (row.face.clone(), int(row.at_ms)?, row.reading.to_vec()) {
         return Ok(Put::Duplicate);
     }
     sqlx::query("INSERT INTO conflicts (site, seq, id, entry, received_at_ms) VALUES (?, ?, ?, ?, ?)")
@@ -369,7 +404,11 @@ async fn put_entry(
 }
 
 /// The latest reading wins; one that arrives late is history alone. True when the device is new.
-async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) -> Result<bool, LinkError> {
+pub(crate) async fn put_device(
+    tx: &mut Transaction<'_, Sqlite>,
+    site: i64,
+    entry: &Entry,
+) -> Result<bool, LinkError> {
     let Some(row) = &entry.wire.row else { return Ok(false) };
     let known: Option<i64> =
         sqlx::query_scalar("SELECT metered_at_ms FROM devices WHERE site = ? AND id = ?")
@@ -390,7 +429,8 @@ async fn put_device(tx: &mut Transaction<'_, Sqlite>, site: i64, entry: &Entry) 
              zone = excluded.zone, unit = excluded.unit, address = excluded.address, node = excluded.node,
              vendor = excluded.vendor, model = excluded.model, serial = excluded.serial, name = excluded.name,
              location = excluded.location, status = excluded.status, total = excluded.total,
-             lowest = excluded.lowest, metered_at_ms = excluded.metered_at_ms, reading = excluded.reading",
+             lowest = excluded.lowest, metered_at_ms = excluded.metered_at_ms, reading = excluded.reading,
+             expired_at_ms = 0",
     )
     .bind(site)
     .bind(&row.device)

@@ -13,7 +13,7 @@ use crate::store::{Store, StoreError, int, uint};
 /// Sent in one go after a Welcome; what is above waits for the next look.
 const OPEN_MAX: i64 = 100;
 
-/// What a site can be asked for. `script` and `bundle` are not among the wire's jobs yet.
+/// What a site can be asked for. `bundle` is not among the wire's jobs yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobKind {
     /// Sweep one segment, or all of them when it is empty.
@@ -22,6 +22,8 @@ pub enum JobKind {
     Read(String),
     /// Apply settings (TOML).
     Settings(String),
+    /// Put a script (its source), which the site tries before it is in force.
+    Script(String),
     /// Stay connected for remote service, or go back to check-ins.
     ServiceMode(bool),
 }
@@ -32,13 +34,16 @@ impl JobKind {
             JobKind::Sweep(_) => "sweep",
             JobKind::Read(_) => "read",
             JobKind::Settings(_) => "settings",
+            JobKind::Script(_) => "script",
             JobKind::ServiceMode(_) => "service-mode",
         }
     }
 
     fn argument(&self) -> &str {
         match self {
-            JobKind::Sweep(text) | JobKind::Read(text) | JobKind::Settings(text) => text,
+            JobKind::Sweep(text) | JobKind::Read(text) | JobKind::Settings(text) | JobKind::Script(text) => {
+                text
+            }
             JobKind::ServiceMode(true) => "on",
             JobKind::ServiceMode(false) => "off",
         }
@@ -49,6 +54,7 @@ impl JobKind {
             "sweep" => Some(JobKind::Sweep(argument)),
             "read" => Some(JobKind::Read(argument)),
             "settings" => Some(JobKind::Settings(argument)),
+            "script" => Some(JobKind::Script(argument)),
             "service-mode" => Some(JobKind::ServiceMode(argument == "on")),
             _ => None,
         }
@@ -59,6 +65,7 @@ impl JobKind {
             JobKind::Sweep(segment) => job::What::SweepSegment(segment),
             JobKind::Read(device) => job::What::ReadDevice(device),
             JobKind::Settings(toml) => job::What::SettingsToml(toml),
+            JobKind::Script(source) => job::What::ScriptSource(source),
             JobKind::ServiceMode(on) => job::What::ServiceMode(on),
         };
         Job { id, what: Some(what) }
@@ -72,9 +79,9 @@ pub struct JobLine {
     pub id: String,
     /// The site's name.
     pub site: String,
-    /// `sweep`, `read`, `settings` or `service-mode`.
+    /// `sweep`, `read`, `settings`, `script` or `service-mode`.
     pub kind: String,
-    /// Left out of settings, which can be long and secret.
+    /// Left out of settings, which can be long and secret, and of scripts.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub argument: String,
     /// `pending`, `sent`, `done` or `failed`.
@@ -157,7 +164,7 @@ impl Store {
     /// [`StoreError`] when the store fails.
     pub async fn jobs(&self, site: Option<&str>) -> Result<Vec<JobLine>, StoreError> {
         let rows: Vec<JobRow> = sqlx::query_as(
-            "SELECT j.id, s.name, j.kind, CASE j.kind WHEN 'settings' THEN '' ELSE j.argument END, j.state,
+            "SELECT j.id, s.name, j.kind, CASE WHEN j.kind IN ('settings', 'script') THEN '' ELSE j.argument END, j.state,
                     j.created_at_ms, j.sent_at_ms, j.closed_at_ms, j.detail
              FROM jobs j JOIN sites s ON s.key = j.site WHERE ?1 IS NULL OR s.name = ?1 ORDER BY j.key",
         )

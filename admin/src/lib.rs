@@ -13,6 +13,7 @@ pub mod cli;
 mod clock;
 mod console;
 mod enroll;
+mod identity;
 mod intake;
 pub mod jobs;
 mod link;

@@ -196,7 +196,7 @@ impl DeviceOrder {
             DeviceOrder::Model => "d.model COLLATE NOCASE",
             DeviceOrder::Address => "d.address",
             DeviceOrder::Serial => "d.serial",
-            DeviceOrder::Location => "d.location COLLATE NOCASE",
+            DeviceOrder::Location => "coalesce(d.typed_location, d.location) COLLATE NOCASE",
             DeviceOrder::Status => "d.status",
             DeviceOrder::Total => "d.total",
             DeviceOrder::Supplies => "d.lowest",
@@ -236,6 +236,9 @@ struct DeviceRow {
     first_seen_ms: i64,
     metered_at_ms: i64,
     reading: Vec<u8>,
+    typed_name: Option<String>,
+    typed_location: Option<String>,
+    typed_asset: Option<String>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -258,10 +261,10 @@ fn time(at_ms: i64) -> String {
 /// Where the filter of a [`DeviceQuery`] applies; `?1` site, `?2` id, `?3` pattern.
 const DEVICE_FILTER: &str = "FROM devices d JOIN sites s ON s.key = d.site
     LEFT JOIN nodes n ON n.site = d.site AND n.node = d.node
-    WHERE (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR d.id = ?2)
+    WHERE (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR d.id = ?2) AND (d.expired_at_ms = 0 OR ?2 IS NOT NULL)
       AND (?3 IS NULL OR coalesce(d.address, '') || ' ' || coalesce(d.vendor, '') || ' ' || coalesce(d.model, '')
-          || ' ' || coalesce(d.serial, '') || ' ' || coalesce(d.name, '') || ' ' || coalesce(d.location, '')
-          || ' ' || coalesce(d.status, '') || ' ' || d.id LIKE ?3 ESCAPE '\\')";
+          || ' ' || coalesce(d.serial, '') || ' ' || coalesce(d.typed_name, d.name, '')
+          || ' ' || coalesce(d.typed_location, d.location, '') || ' ' || coalesce(d.status, '') || ' ' || d.id LIKE ?3 ESCAPE '\\')";
 
 /// `?1` site, `?2` the key behind which to start, `?3` how many, -1 for all.
 const READINGS: &str =
@@ -326,7 +329,7 @@ impl Store {
         // Made of literals alone: the filter's values are bound.
         let sql = format!(
             "SELECT s.name AS site, d.id, d.zone, d.address, coalesce(n.name, d.node) AS node,
-                    d.first_seen_ms, d.metered_at_ms, d.reading
+                    d.first_seen_ms, d.metered_at_ms, d.reading, d.typed_name, d.typed_location, d.typed_asset
              {DEVICE_FILTER} ORDER BY {column} {direction} NULLS LAST, s.key, d.id LIMIT ?4 OFFSET ?5"
         );
         let rows: Vec<DeviceRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
@@ -426,10 +429,10 @@ impl Store {
     ) -> anyhow::Result<()> {
         let mut rows = sqlx::query_as(
             "SELECT s.name AS site, d.id, d.zone, d.address, coalesce(n.name, d.node) AS node,
-                    d.first_seen_ms, d.metered_at_ms, d.reading
+                    d.first_seen_ms, d.metered_at_ms, d.reading, d.typed_name, d.typed_location, d.typed_asset
              FROM devices d JOIN sites s ON s.key = d.site
              LEFT JOIN nodes n ON n.site = d.site AND n.node = d.node
-             WHERE ?1 IS NULL OR s.name = ?1 ORDER BY d.site, d.id",
+             WHERE (?1 IS NULL OR s.name = ?1) AND d.expired_at_ms = 0 ORDER BY d.site, d.id",
         )
         .bind(site)
         .fetch(&self.read);
@@ -504,7 +507,19 @@ fn host(address: String) -> String {
 }
 
 fn device_line(row: DeviceRow) -> DeviceLine {
-    let reading = decode(&row.reading);
+    let mut reading = decode(&row.reading);
+    let facts = &mut reading.facts;
+    let typed = [
+        ("name", row.typed_name, &mut facts.name),
+        ("location", row.typed_location, &mut facts.location),
+        ("asset", row.typed_asset, &mut facts.asset),
+    ];
+    for (field, value, place) in typed {
+        if value.is_some() {
+            *place = value;
+            reading.sources.insert(field.to_owned(), "operator".to_owned());
+        }
+    }
     let facts = reading.facts;
     let address = host(row.address);
     DeviceLine {

@@ -5,6 +5,7 @@
 mod site;
 
 use prost::bytes::Bytes;
+use quire_proto::store::OutboxEntry;
 use quire_proto::upstream::enrollment_client::EnrollmentClient;
 use quire_proto::upstream::{FromSite, Goodbye, JobResult, SignRequest, from_site, job, to_site};
 use site::{Admin, Cluster, Link, anonymous, csr, entries, entry, received};
@@ -299,6 +300,14 @@ async fn jobs_reach_the_site_and_are_closed_by_it() {
     let kind = quire_admin::jobs::JobKind::ServiceMode(true);
     let second_id = other.add_job(key, &kind, site::now()).await.unwrap();
     assert_eq!(job(link.next().await).id, second_id);
+    let source = "//! name: acme\n".to_owned();
+    let kind = quire_admin::jobs::JobKind::Script(source.clone());
+    let script = other.add_job(key, &kind, site::now()).await.unwrap();
+    let sent = job(link.next().await);
+    assert_eq!((sent.id, sent.what), (script.clone(), Some(job::What::ScriptSource(source))));
+    let tried = "put script `acme` version 1, on trial on node `n1`".to_owned();
+    let result = JobResult { id: script, ok: true, detail: tried.clone() };
+    link.send(5, from_site::What::JobResult(result)).await;
     let result = JobResult { id: id.clone(), ok: true, detail: "340 devices".to_owned() };
     link.send(5, from_site::What::JobResult(result)).await;
     assert_eq!(received(link.batch(5, 1, entries(1, 1)).await), 1);
@@ -307,6 +316,8 @@ async fn jobs_reach_the_site_and_are_closed_by_it() {
     assert_eq!(job(link.next().await).id, second_id);
     let jobs = admin.store.jobs(None).await.unwrap();
     assert_eq!((jobs[0].state.as_str(), jobs[1].state.as_str()), ("done", "sent"));
+    let script = (jobs[2].kind.as_str(), jobs[2].argument.as_str(), jobs[2].detail.as_ref());
+    assert_eq!(script, ("script", "", Some(&tried)));
     admin.stop().await;
 }
 
@@ -402,4 +413,67 @@ async fn a_data_directory_has_one_server() {
     assert!(second.unwrap_err().to_string().contains("serves"));
     admin.stop().await;
     Admin::start(dir.path()).await.stop().await;
+}
+
+#[tokio::test]
+async fn a_recovered_cluster_numbers_on_and_the_one_of_before_is_refused() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut before, _) = cluster.welcomed(admin.listen, 2, 5).await;
+    assert_eq!(received(before.batch(5, 1, entries(1, 10)).await), 10);
+    // Node 1 knew of eight entries, the last two of which it had not seen acknowledged.
+    let base = 1 << 40;
+    let mut link = cluster.link(admin.listen, 1).await;
+    link.send(base + 3, cluster.recovered(1, base)).await;
+    match link.next().await {
+        Some(to_site::What::Welcome(welcome)) => assert_eq!(welcome.through, base - 1),
+        other => panic!("no welcome but {other:?}"),
+    }
+    let renumbered = |seq, number| {
+        let was: quire_proto::store::OutboxEntry = prost::Message::decode(&entry(seq)[..]).unwrap();
+        prost::Message::encode_to_vec(&quire_proto::store::OutboxEntry { seq: number, ..was })
+    };
+    let again = vec![renumbered(7, base), renumbered(8, base + 1), renumbered(11, base + 2)];
+    assert_eq!(received(link.batch(base + 3, base, again).await), base + 2);
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 11, "two of them were there already");
+    let mut old = cluster.link(admin.listen, 2).await;
+    old.send(90, cluster.hello(2)).await;
+    assert!(matches!(old.next().await, Some(to_site::What::Refused(refused)) if refused.epoch == base + 3));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn numbers_that_later_readings_stand_for_are_passed_over() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let gap = |seq, superseded_through| {
+        let entry = OutboxEntry { seq, superseded_through, ..OutboxEntry::default() };
+        prost::Message::encode_to_vec(&entry)
+    };
+    let batch = vec![entry(1), gap(2, 900), entry(901), gap(902, 902), entry(903)];
+    assert_eq!(received(link.batch(5, 1, batch).await), 903);
+    // Sent again by the next leader, which had thinned out more by then.
+    let (mut link, through) = cluster.welcomed(admin.listen, 2, 6).await;
+    assert_eq!(through, 903);
+    let batch = vec![gap(500, 903), entry(904)];
+    assert_eq!(received(link.batch(6, 500, batch).await), 904);
+    let stored = admin.store.readings(Some("acme-berlin"), 0, 100).await.unwrap();
+    assert_eq!(stored.len(), 4);
+    // Nothing that goes backwards, and no hole that nobody accounts for.
+    assert!(matches!(link.batch(6, 905, vec![gap(905, 904)]).await, Some(to_site::What::Refused(_))));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_site_enrols_again_with_a_new_code_and_goes_on() {
+    let (_dir, admin, mut cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 10)).await), 10);
+    assert!(admin.store.revoke_site("acme-berlin", site::now()).await.unwrap());
+    let code = admin.add_site("acme-berlin").await;
+    cluster.enroll(&admin, &code).await;
+    // The outbox numbers and epochs are the cluster's own: nothing is sent twice, and no old leader comes back.
+    let (mut link, through) = cluster.welcomed(admin.listen, 1, 6).await;
+    assert_eq!(through, 10);
+    assert_eq!(received(link.batch(6, 11, entries(11, 12)).await), 12);
+    admin.stop().await;
 }

@@ -8,13 +8,19 @@
 //! must not leave the house with a packet to a provider's router), never a router twice, never more than
 //! [`MAX_ROUTERS`]. What a router says is evidence for a proposal, not a command.
 
+mod rule;
+mod split;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
-/// Routers that one exploration asks: 256 of them at 128 requests are at most 32,768 requests, a minute at the
+pub use rule::{Accept, Evidence, LARGEST_V4_PREFIX, Verdict, is_inside, verdict};
+use rule::{is_host, is_private, is_segment};
+pub use split::{Known, Survey, survey};
+
+/// Routers that one exploration asks: 256 of them at 200 requests are at most 51,200 requests, two minutes at the
 /// default 500 packets a second. Further ones are counted in [`Map::left_out`].
 pub const MAX_ROUTERS: usize = 256;
 /// Segments that one exploration remembers: about 100 octets and a chain of at most 33 addresses each, so under
@@ -22,8 +28,6 @@ pub const MAX_ROUTERS: usize = 256;
 pub const MAX_SEGMENTS: usize = 4_096;
 /// Live addresses that one exploration remembers, 24 octets each. Further ones are dropped: they are hints.
 pub const MAX_NEIGHBOURS: usize = 16_384;
-/// Shorter IPv4 prefixes are proposed and never swept without being named by the operator.
-pub const LARGEST_V4_PREFIX: u8 = 16;
 
 /// What one router's tables say. The reader of the tables bounds each list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct RouterView {
     pub attached: BTreeSet<IpNet>,
     /// Indirect routes: what lies behind which next hop.
     pub routes: BTreeSet<(IpNet, IpAddr)>,
+    /// Routers beside it that it knows by LLDP or CDP.
+    pub adjacent: BTreeSet<IpAddr>,
     /// Addresses in its ARP and ND tables.
     pub neighbours: BTreeSet<IpAddr>,
 }
@@ -56,36 +62,10 @@ pub struct Bounds {
     pub exclude: Vec<IpNet>,
     /// Named by the operator: allowed although not private, or large.
     pub given: Vec<IpNet>,
-}
-
-/// What becomes of a proposed segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// May be swept without asking anybody.
-    Accepted,
-    /// Larger than a /16.
-    TooLarge,
-    /// IPv6 prefixes are not swept; the neighbours in them are.
-    Ipv6,
-    /// Neither in the private ranges nor named by the operator.
-    NotPrivate,
-    /// All of it is excluded.
-    Excluded,
-    /// Behind a router that does not answer, so the distance is only known to be this or more.
-    DistanceUnknown,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Verdict::Accepted => "swept",
-            Verdict::TooLarge => "not swept: larger than a /16, name it as a target to sweep it",
-            Verdict::Ipv6 => "not swept: IPv6, only its known neighbours are asked",
-            Verdict::NotPrivate => "not swept: not a private prefix, name it as a target to sweep it",
-            Verdict::Excluded => "not swept: excluded",
-            Verdict::DistanceUnknown => "not swept: its last router does not answer",
-        })
-    }
+    /// What may be swept without being named.
+    pub accept: Accept,
+    /// Segments whose distance was measured, and found to be within the bound.
+    pub measured: BTreeSet<IpNet>,
 }
 
 /// A segment that exploration made known.
@@ -284,24 +264,34 @@ impl Exploration {
 
     fn follow(&mut self, at: &Seen, view: &RouterView) {
         for (prefix, next) in &view.routes {
-            if self.owned.contains(next) {
-                continue;
+            if self.expect(at, *next) {
+                self.behind.entry(*next).or_default().insert(*prefix);
             }
-            let known = self.routers.contains_key(next);
-            if !known && !self.may_ask(*next) {
-                continue;
-            }
-            if !known && self.routers.len() >= MAX_SEGMENTS {
-                self.left_out += 1;
-                continue;
-            }
-            if !known {
-                let chain = at.chain.iter().copied().chain([*next]).collect();
-                self.routers.insert(*next, Seen { hops: at.hops + 1, chain });
-                self.waiting.push_back(*next);
-            }
-            self.behind.entry(*next).or_default().insert(*prefix);
         }
+        for next in &view.adjacent {
+            self.expect(at, *next);
+        }
+    }
+
+    /// Puts a router beside the one at `at` in line; false when it must not be asked, or was found to be that one.
+    fn expect(&mut self, at: &Seen, next: IpAddr) -> bool {
+        if self.owned.contains(&next) {
+            return false;
+        }
+        if self.routers.contains_key(&next) {
+            return true;
+        }
+        if !self.may_ask(next) {
+            return false;
+        }
+        if self.routers.len() >= MAX_SEGMENTS {
+            self.left_out += 1;
+            return false;
+        }
+        let chain = at.chain.iter().copied().chain([next]).collect();
+        self.routers.insert(next, Seen { hops: at.hops + 1, chain });
+        self.waiting.push_back(next);
+        true
     }
 
     /// Whether a packet may be sent there: no exclusion, and in the house.
@@ -313,56 +303,13 @@ impl Exploration {
     }
 
     fn verdict(&self, prefix: &IpNet, seen: &Seen) -> Verdict {
-        let within = |prefixes: &[IpNet]| prefixes.iter().any(|other| other.contains(prefix));
-        if within(&self.bounds.exclude) {
-            return Verdict::Excluded;
-        }
-        if seen.chain.last().is_some_and(|last| !self.owned.contains(last)) {
-            return Verdict::DistanceUnknown;
-        }
-        match prefix {
-            IpNet::V6(_) => Verdict::Ipv6,
-            IpNet::V4(_) if within(&self.bounds.given) => Verdict::Accepted,
-            IpNet::V4(v4) if v4.prefix_len() < LARGEST_V4_PREFIX => Verdict::TooLarge,
-            IpNet::V4(v4) if private_v4().iter().any(|range| range.contains(v4)) => Verdict::Accepted,
-            IpNet::V4(_) => Verdict::NotPrivate,
-        }
+        let told = seen.chain.last().is_none_or(|last| self.owned.contains(last));
+        let evidence = Evidence {
+            own_link: seen.chain.is_empty(),
+            distance_known: told || self.bounds.measured.contains(prefix),
+        };
+        verdict(*prefix, evidence, &self.bounds)
     }
-}
-
-/// RFC 1918.
-fn private_v4() -> [Ipv4Net; 3] {
-    let net = |a, b, len| Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, 0, 0), len);
-    [net(10, 0, 8), net(172, 16, 12), net(192, 168, 16)]
-}
-
-/// RFC 1918 and unique local IPv6 addresses (RFC 4193). Shared space (RFC 6598) belongs to a provider.
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_private(),
-        IpAddr::V6(v6) => v6.is_unique_local(),
-    }
-}
-
-/// An address that one device may have; link-local ones mean another link from here.
-fn is_host(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => {
-            !(v4.is_unspecified()
-                || v4.is_loopback()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.is_link_local())
-        }
-        IpAddr::V6(v6) => {
-            !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local())
-        }
-    }
-}
-
-/// A prefix that several devices may share: no loopback, no single address, no default route.
-fn is_segment(prefix: &IpNet) -> bool {
-    prefix.prefix_len() > 0 && prefix.prefix_len() < prefix.max_prefix_len() && is_host(prefix.addr())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use quire_proto::id::{ANY_ZONE, Millis, NodeId, UnitId};
 use crate::topology::ReachMap;
 use balance::Loads;
 pub use explain::{Candidate, Explanation, UnitExplanation, Verdict, explain};
-pub use units::{UnitSpec, units, units_of};
+pub use units::{UnitSpec, is_known_only, units, units_of, units_with};
 
 /// Milliseconds for which a unit stays where it was granted, and for which a node must have been alive
 /// without a break, before anything moves for the sake of balance or fewer hops.
@@ -37,8 +37,14 @@ pub const IMBALANCE_UNITS: usize = 10;
 /// What one known device adds to a unit's cost, in probes: a read is about 25 objects.
 pub const DEVICE_COST: u64 = 25;
 
+/// Probes to an IPv6 prefix of which only known addresses are asked: a guess, as large as a small office.
+const KNOWN_ONLY_COST: u64 = 64;
+
 /// A unit's cost in probes: one for every address, and [`DEVICE_COST`] for every known device.
 pub fn cost(prefix: IpNet, devices: u32) -> u64 {
+    if is_known_only(prefix) {
+        return KNOWN_ONLY_COST + DEVICE_COST * u64::from(devices);
+    }
     let host_bits = prefix.max_prefix_len() - prefix.prefix_len();
     (1u64 << host_bits.min(32)) + DEVICE_COST * u64::from(devices)
 }

@@ -7,62 +7,71 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use prost::Message;
 use quire_proto::convert;
-use quire_proto::id::{DeviceId, NodeId, UnitId, reading_id};
+use quire_proto::id::{NodeId, UnitId, reading_id};
+use quire_proto::reading::Reading;
 use quire_proto::store::observation::What;
-use quire_proto::store::{DeviceRow, Meta, Observation, OutboxEntry, ReadingRow, Record, SweepMark, UnitRow};
+use quire_proto::store::{DeviceRow, EventRow, Meta, Observation, ReadingRow, Record, SweepMark, UnitRow};
 
-use crate::identity::{self, Evidence};
-use crate::rows;
-use crate::tables::{Fault, Overlay, Read, ReadExt, Table};
+use crate::homes::{self, Place};
+use crate::news::{self, Clerk};
+use crate::tables::{Fault, Overlay, ReadExt, Table};
+use crate::{backlog, expiry, faces, history, meters, rows, supplies};
 
-/// Readings older than this leave the replicated history: at 1 KB a reading and one an hour, 10,000
-/// devices keep half a gigabyte on every node. Upstream has the rest.
-const HISTORY_MS: u64 = 2 * 24 * 3_600_000;
+/// A node's clock may be so far ahead of the leader's, milliseconds; what it says beyond is not believed.
+const AHEAD_MS: u64 = 60_000;
 
-/// What waits for a Web Admin that nobody enrolled at yet, in entries of about 1 KB: the oldest go first,
-/// and a Web Admin takes a cluster that it never saw from whichever number it starts with. Once enrolled,
-/// nothing is dropped.
-const WAITING_FOR_ENROLMENT: u64 = 50_000;
-
-/// Addresses that a device row remembers, newest first.
-const MAX_ADDRESSES: usize = 8;
-
-/// Applies a record; returns the node's highest kept observation number.
-pub(crate) fn apply(tables: &mut Overlay<'_>, index: u64, at_ms: u64, record: &Record) -> Result<u64, Fault> {
+/// Applies a record at the leader's time `now_ms`; returns the node's highest kept observation number.
+pub(crate) fn apply(
+    tables: &mut Overlay<'_>,
+    index: u64,
+    now_ms: u64,
+    record: &Record,
+) -> Result<u64, Fault> {
     let node = NodeId(record.node);
     let mut through = rows::recorded_through(tables, node)?;
     let mut meta = rows::meta(tables)?;
-    for (ordinal, stored) in record.observations.iter().enumerate() {
+    let mut clerk = Clerk::new(index, now_ms);
+    for stored in &record.observations {
         // A damaged observation was refused when it was spooled; one of a newer version is skipped.
         let Ok(observation) = Observation::decode(stored.clone()) else { continue };
         if observation.seq <= through {
             continue;
         }
         through = observation.seq;
-        let mint = (index, u16::try_from(ordinal).unwrap_or(u16::MAX));
-        one(tables, &mut meta, node, mint, &observation)?;
+        one(tables, &mut meta, (node, &mut clerk), &believed(observation, now_ms))?;
     }
     rows::put_recorded_through(tables, node, through);
-    forget_history(tables, at_ms, record.observations.len())?;
+    history::compact(tables, &mut meta, now_ms, record.observations.len(), &history::BOUNDS)?;
+    backlog::compact(tables, &mut meta, record.observations.len(), backlog::WHOLE)?;
+    news::forget(tables, now_ms)?;
     rows::put_meta(tables, &meta);
     Ok(through)
+}
+
+/// Nobody reads a device in the future: a clock that is ahead gets the leader's time, and what it said is kept beside
+/// it. Clocks behind are left alone, because what waited in a spool is as old.
+fn believed(observation: Observation, now_ms: u64) -> Observation {
+    match observation.at_ms > now_ms.saturating_add(AHEAD_MS) {
+        true => Observation { at_ms: now_ms, said_at_ms: observation.at_ms, ..observation },
+        false => observation,
+    }
 }
 
 fn one(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
-    node: NodeId,
-    mint: (u64, u16),
+    (node, clerk): (NodeId, &mut Clerk),
     observation: &Observation,
 ) -> Result<(), Fault> {
     let unit = match observation.unit.parse::<UnitId>() {
         Ok(id) => rows::unit(tables, &id)?,
         Err(_) => None,
     };
-    let in_force = unit.as_ref().is_some_and(|unit| unit.node == node.0 && unit.epoch == observation.epoch);
+    let granted = unit.as_ref().is_some_and(|unit| unit.node == node.0 && unit.epoch == observation.epoch);
+    let in_force = granted || observation.local;
     match &observation.what {
         Some(What::Reading(reading)) => {
-            keep_reading(tables, meta, node, mint, observation, reading, !in_force)
+            keep_reading(tables, meta, (node, clerk), observation, reading, !in_force)
         }
         Some(What::Silence(silence)) if in_force => note_silence(tables, observation, &silence.device),
         Some(What::Sweep(mark)) => match unit {
@@ -79,123 +88,111 @@ fn one(
 fn keep_reading(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
-    node: NodeId,
-    mint: (u64, u16),
+    (node, clerk): (NodeId, &mut Clerk),
     observation: &Observation,
     stored: &Bytes,
     late: bool,
 ) -> Result<(), Fault> {
     let Ok(reading) = convert::decode(stored) else { return Ok(()) };
-    let zone =
-        observation.unit.parse::<UnitId>().map_or_else(|_| String::new(), |unit| unit.zone().to_owned());
-    let evidence = Evidence::new(&reading.facts, &zone, &observation.address);
-    let known = identity::find(tables, &evidence, &reading.facts)?;
-    let newest = known.as_ref().is_none_or(|device| observation.at_ms >= device.metered_at_ms);
-    let mut device = match known {
-        Some(device) => device,
-        None => {
-            meta.devices += 1;
-            new_device(meta, mint, observation.at_ms)
-        }
+    let unit = observation.unit.parse::<UnitId>();
+    let place = Place {
+        zone: unit.as_ref().map_or("", UnitId::zone),
+        unit: &observation.unit,
+        address: &observation.address,
+        at_ms: observation.at_ms,
     };
+    let (mut device, face) = faces::place(tables, meta, clerk, (node.0, &place), &reading)?;
+    if observation.facts_only {
+        return keep_facts(tables, meta, (node, clerk), (observation, &place), stored, device);
+    }
+    // Whoever owns the unit hands in its readings in their order, whatever its clock says; for others the time decides.
+    let in_order = !late && device.unit == observation.unit;
+    let newest = in_order || observation.at_ms >= device.metered_at_ms;
     if newest {
-        settle(tables, &mut device, &evidence, observation, &zone)?;
+        homes::settle(tables, &mut device, &place)?;
+        follow(tables, clerk, (node, observation.at_ms), &mut device, &reading);
+        expiry::was_read(tables, meta, clerk, &mut device)?;
         device.node = node.0;
         device.hops = observation.hops;
+        if let (None, Ok(unit)) = (device.hops, &unit) {
+            // Read before the way was measured, or by a node that did not know it yet.
+            device.hops = rows::unit(tables, unit)?.and_then(|row| row.hops);
+        }
+        device.user.clone_from(&observation.user);
         device.reading = stored.clone();
         device.metered_at_ms = observation.at_ms;
         device.misses = 0;
+        device.faces.retain(|other| *other != face);
+        device.faces.insert(0, face.clone());
+    } else {
+        homes::visited(tables, &device, &place)?;
     }
     device.first_seen_ms = device.first_seen_ms.min(observation.at_ms);
     device.last_seen_ms = device.last_seen_ms.max(observation.at_ms);
     device.hidden = hidden(meta, &device.address);
     tables.put(Table::Devices, device.id.as_bytes(), &device);
+    if device.faces.len() > 1 {
+        let latest = if newest { faces::bare(&device) } else { as_of(&place, node, observation, stored) };
+        faces::remember(tables, &face, latest, newest)?;
+    }
     // A late reading may come from where the device no longer is.
     let secret = device.hidden || hidden(meta, &observation.address);
-    publish(tables, meta, node, observation, stored, (late, secret), &device);
+    publish(tables, meta, (node, observation, stored), (late, secret), (&device, face))
+}
+
+/// A read that broke off says who is there and nothing of meters: a device that is not known yet is known from now
+/// on, to be read soon; one that is known is not touched, for its last whole reading is worth more.
+fn keep_facts(
+    tables: &mut Overlay<'_>,
+    meta: &mut Meta,
+    (node, clerk): (NodeId, &mut Clerk),
+    (observation, place): (&Observation, &Place<'_>),
+    stored: &Bytes,
+    mut device: DeviceRow,
+) -> Result<(), Fault> {
+    if !device.reading.is_empty() {
+        return Ok(());
+    }
+    homes::settle(tables, &mut device, place)?;
+    expiry::was_read(tables, meta, clerk, &mut device)?;
+    device.node = node.0;
+    device.hops = observation.hops;
+    device.user.clone_from(&observation.user);
+    device.reading = stored.clone();
+    device.last_seen_ms = observation.at_ms;
+    device.hidden = hidden(meta, &device.address);
+    tables.put(Table::Devices, device.id.as_bytes(), &device);
     Ok(())
 }
 
-fn new_device(meta: &Meta, (index, ordinal): (u64, u16), at_ms: u64) -> DeviceRow {
-    let salt = meta.cluster_id.first_chunk::<8>().map_or(0, |octets| u64::from_be_bytes(*octets));
+/// Brings what lasts longer than a reading to a later one, and keeps what happened.
+fn follow(
+    tables: &mut Overlay<'_>,
+    clerk: &mut Clerk,
+    (node, at_ms): (NodeId, u64),
+    device: &mut DeviceRow,
+    reading: &Reading,
+) {
+    let mut events = meters::follow(&mut device.meters, &reading.counters, &reading.sources, at_ms);
+    events.extend(supplies::follow(&mut device.parts, &reading.supplies, at_ms));
+    for event in events {
+        clerk.event(tables, &EventRow { device: device.id.clone(), node: node.0, ..event });
+    }
+}
+
+/// The row of a device of which only this reading is known.
+fn as_of(place: &Place<'_>, node: NodeId, observation: &Observation, stored: &Bytes) -> DeviceRow {
     DeviceRow {
-        id: DeviceId::mint(salt, index, ordinal).to_string(),
-        first_seen_ms: at_ms,
+        unit: place.unit.to_owned(),
+        zone: place.zone.to_owned(),
+        address: place.address.to_owned(),
+        addresses: vec![place.address.to_owned()],
+        node: node.0,
+        hops: observation.hops,
+        reading: stored.clone(),
+        metered_at_ms: observation.at_ms,
         ..DeviceRow::default()
     }
-}
-
-/// Moves the device to where it was seen: its evidence, its address, its unit.
-fn settle(
-    tables: &mut Overlay<'_>,
-    device: &mut DeviceRow,
-    evidence: &Evidence,
-    observation: &Observation,
-    zone: &str,
-) -> Result<(), Fault> {
-    for key in evidence.keys() {
-        let before = tables.get(Table::Evidence, key.as_bytes())?;
-        if before.as_deref() != Some(device.id.as_bytes()) {
-            if let Some(other) = before {
-                dislodge(tables, &other, key, &observation.address)?;
-            }
-            tables.put_bytes(Table::Evidence, key.as_bytes(), Bytes::copy_from_slice(device.id.as_bytes()));
-        }
-        if !device.evidence.iter().any(|known| known == key) {
-            device.evidence.push(key.to_owned());
-        }
-    }
-    if device.unit != observation.unit {
-        count_in_unit(tables, &device.unit, -1)?;
-        count_in_unit(tables, &observation.unit, 1)?;
-        device.unit.clone_from(&observation.unit);
-    }
-    leave_old_addresses(tables, device, evidence)?;
-    zone.clone_into(&mut device.zone);
-    device.address.clone_from(&observation.address);
-    device.addresses.retain(|address| *address != observation.address);
-    device.addresses.insert(0, observation.address.clone());
-    device.addresses.truncate(MAX_ADDRESSES);
-    Ok(())
-}
-
-/// An address says who lives there now: where the device was before, whoever moves in is somebody else.
-fn leave_old_addresses(
-    tables: &mut Overlay<'_>,
-    device: &mut DeviceRow,
-    evidence: &Evidence,
-) -> Result<(), Fault> {
-    let (left, kept): (Vec<String>, Vec<String>) = std::mem::take(&mut device.evidence)
-        .into_iter()
-        .partition(|key| key.starts_with("a:") && *key != evidence.address);
-    device.evidence = kept;
-    for key in left {
-        if tables.get(Table::Evidence, key.as_bytes())?.as_deref() == Some(device.id.as_bytes()) {
-            tables.delete(Table::Evidence, key.as_bytes());
-        }
-    }
-    Ok(())
-}
-
-/// Another device had this evidence: it keeps its id and history and is found again elsewhere.
-fn dislodge(tables: &mut Overlay<'_>, other: &[u8], key: &str, address: &str) -> Result<(), Fault> {
-    let Some(mut device) = tables.row::<DeviceRow>(Table::Devices, other)? else { return Ok(()) };
-    device.evidence.retain(|known| known != key);
-    if key.starts_with("a:") && device.address == address {
-        device.address.clear();
-        count_in_unit(tables, &device.unit, -1)?;
-        device.unit.clear();
-    }
-    tables.put(Table::Devices, other, &device);
-    Ok(())
-}
-
-fn count_in_unit(tables: &mut Overlay<'_>, unit: &str, by: i32) -> Result<(), Fault> {
-    if let Some(mut row) = tables.row::<UnitRow>(Table::Units, unit.as_bytes())? {
-        row.devices = row.devices.saturating_add_signed(by);
-        tables.put(Table::Units, unit.as_bytes(), &row);
-    }
-    Ok(())
 }
 
 fn hidden(meta: &Meta, address: &str) -> bool {
@@ -207,12 +204,10 @@ fn hidden(meta: &Meta, address: &str) -> bool {
 fn publish(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
-    node: NodeId,
-    observation: &Observation,
-    stored: &Bytes,
+    (node, observation, stored): (NodeId, &Observation, &Bytes),
     (late, secret): (bool, bool),
-    device: &DeviceRow,
-) {
+    (device, face): (&DeviceRow, String),
+) -> Result<(), Fault> {
     let row = ReadingRow {
         id: reading_id(&meta.cluster_id, node, observation.seq),
         device: device.id.clone(),
@@ -223,30 +218,20 @@ fn publish(
         reading: stored.clone(),
         late,
         address: observation.address.clone(),
+        face,
+        said_at_ms: observation.said_at_ms,
     };
-    tables.put(Table::Readings, &rows::reading_key(row.at_ms, &row.id), &row);
+    history::put(tables, meta, &row)?;
     if secret {
-        return;
+        return Ok(());
     }
-    meta.outbox_next = meta.outbox_next.max(1);
-    let entry = OutboxEntry {
-        seq: meta.outbox_next,
-        row: Some(row),
-        zone: device.zone.clone(),
-        first_seen_ms: device.first_seen_ms,
-    };
-    tables.put(Table::Outbox, &rows::number_key(entry.seq), &entry);
-    meta.outbox_next += 1;
-    if meta.upstream.is_none() && meta.outbox_next - 1 - meta.outbox_acked > WAITING_FOR_ENROLMENT {
-        meta.outbox_acked += 1;
-        tables.delete(Table::Outbox, &rows::number_key(meta.outbox_acked));
-    }
+    backlog::put(tables, meta, row, &device.zone, device.first_seen_ms)
 }
 
 fn note_silence(tables: &mut Overlay<'_>, observation: &Observation, device: &str) -> Result<(), Fault> {
     if let Some(mut row) = tables.row::<DeviceRow>(Table::Devices, device.as_bytes())?
         && row.address == observation.address
-        && observation.at_ms > row.metered_at_ms
+        && (row.unit == observation.unit || observation.at_ms > row.metered_at_ms)
     {
         row.misses = row.misses.saturating_add(1);
         tables.put(Table::Devices, device.as_bytes(), &row);
@@ -255,24 +240,13 @@ fn note_silence(tables: &mut Overlay<'_>, observation: &Observation, device: &st
 }
 
 fn note_sweep(tables: &mut Overlay<'_>, mut unit: UnitRow, mark: &SweepMark, at_ms: u64) {
+    let mut mark = mark.clone();
     if mark.finished {
         unit.swept_at_ms = at_ms;
+        // Begun by a clock that is ahead, it would stand in the way of every slot until then.
+        mark.started_at_ms = mark.started_at_ms.min(at_ms);
     }
-    unit.sweep = Some(*mark);
+    unit.sweep = Some(mark);
+    unit.marked_at_ms = at_ms;
     tables.put(Table::Units, unit.unit.as_bytes(), &unit);
-}
-
-/// Drops what is too old, a few rows more than came in, so that the table shrinks steadily. What
-/// upstream still lacks lives on in the outbox.
-fn forget_history(tables: &mut Overlay<'_>, at_ms: u64, came_in: usize) -> Result<(), Fault> {
-    let horizon = at_ms.saturating_sub(HISTORY_MS);
-    for (key, stored) in tables.range(Table::Readings, &[], came_in + 8)? {
-        let row =
-            ReadingRow::decode(stored).map_err(|reason| Fault::Damaged { table: Table::Readings, reason })?;
-        if row.at_ms >= horizon {
-            break;
-        }
-        tables.delete(Table::Readings, &key);
-    }
-    Ok(())
 }

@@ -1,15 +1,16 @@
 //! One node's scheduler: which of its units to sweep next and which of its devices to read.
 //!
-//! The shell tells it what the tables say (`set_units`, `set_device`, `remove_device`), starts each
-//! [`Task`] that `poll` answers, reports it with `handle_done` or `handle_failed`, and polls again at
-//! `poll_timeout`. One sweep at a time, and as many reads as it was made for.
+//! The shell tells it what the tables say (`set_units`, `set_unit`, `set_device`, `remove_device`), starts each
+//! [`Task`] that `poll` answers, reports it with `handle_done`, `handle_failed` or `handle_stopped`, and polls again at
+//! `poll_timeout`. At most so many sweeps and so many reads at a time as it was made for: neither takes the other's
+//! places, and on the wire requests go before probes.
 //!
 //! Reads are spread over the period by a hash of the device's id, the same on every node, so neither a
 //! start nor a take-over makes a herd: what is overdue goes first, oldest first, and after that every
 //! device keeps its own moment in the period. Devices that don't answer are tried less often, but never
 //! more rarely than once a period.
 //!
-//! Memory: about 200 octets a device (20 MB for 100,000). Never: two tasks for one device or unit at
+//! Memory: about 250 octets a device (25 MB for 100,000). Never: two tasks for one device or unit at
 //! once, a task for a unit that is not this node's.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,9 +76,8 @@ pub enum Task {
         unit: UnitId,
         /// Of the grant, for the observations.
         epoch: Epoch,
-        /// When the sweep began; `now` unless an earlier owner began it and did not live to finish it.
-        /// It starts over within the unit even then: which of its addresses were answered, and which of
-        /// those were read, nobody knows any more.
+        /// When the sweep began; `now` unless it was begun before and not finished. What of it is done stands in the
+        /// unit's mark (see [`crate::coverage`]).
         started_at: Millis,
     },
     /// Read a known device.
@@ -87,16 +87,25 @@ pub enum Task {
     },
 }
 
+/// How much at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Units swept.
+    pub sweeps: usize,
+    /// Devices read.
+    pub reads: usize,
+}
+
 /// The scheduler of one node.
 #[derive(Clone, Debug)]
 pub struct Roster {
     schedule: Schedule,
     every_ms: u64,
-    max_reads: usize,
+    limits: Limits,
     sweeping: bool,
     units: BTreeMap<UnitId, Unit>,
     sweeps: BTreeSet<(Millis, UnitId)>,
-    running_sweep: Option<UnitId>,
+    running_sweeps: BTreeSet<UnitId>,
     /// Short numbers for unit ids, because every device names one.
     unit_numbers: BTreeMap<UnitId, u32>,
     owned: BTreeSet<u32>,
@@ -132,16 +141,16 @@ struct Device {
 }
 
 impl Roster {
-    /// Nothing to do yet. Every device is read once in `every_ms`, `max_reads` at a time.
-    pub fn new(schedule: Schedule, every_ms: u64, max_reads: usize) -> Self {
+    /// Nothing to do yet. Every device is read once in `every_ms`.
+    pub fn new(schedule: Schedule, every_ms: u64, limits: Limits) -> Self {
         Roster {
             schedule,
             every_ms: every_ms.max(1),
-            max_reads,
+            limits,
             sweeping: true,
             units: BTreeMap::new(),
             sweeps: BTreeSet::new(),
-            running_sweep: None,
+            running_sweeps: BTreeSet::new(),
             unit_numbers: BTreeMap::new(),
             owned: BTreeSet::new(),
             devices: Vec::new(),
@@ -171,6 +180,16 @@ impl Roster {
     /// Without quorum a node reads what it owned but begins no sweep.
     pub fn set_sweeping(&mut self, allowed: bool) {
         self.sweeping = allowed;
+    }
+
+    /// One unit of this node changed, and which units it has did not.
+    pub fn set_unit(&mut self, row: &OwnUnit) {
+        if let Some(known) = self.units.get_mut(&row.unit)
+            && known.row != *row
+        {
+            known.row = row.clone();
+            self.queue_sweep(&row.unit);
+        }
     }
 
     /// All units of this node, as the tables have them now. A running sweep of a unit that is not among
@@ -217,6 +236,20 @@ impl Roster {
         self.free.push(place);
     }
 
+    /// Forgets the devices of every unit that is not this node's.
+    pub fn forget_foreign(&mut self) {
+        let foreign = |device: &&Device| !self.owned.contains(&device.unit);
+        let gone: Vec<DeviceId> =
+            self.devices.iter().flatten().filter(foreign).map(|device| device.id.clone()).collect();
+        gone.iter().for_each(|id| self.remove_device(id));
+    }
+
+    /// Forgets all devices but those that `keep` names.
+    pub fn retain_devices(&mut self, keep: impl Fn(&DeviceId) -> bool) {
+        let gone: Vec<DeviceId> = self.places.keys().filter(|id| !keep(id)).cloned().collect();
+        gone.iter().for_each(|id| self.remove_device(id));
+    }
+
     /// The epoch under which a unit is this node's; `None` when it is not.
     pub fn epoch(&self, unit: &UnitId) -> Option<Epoch> {
         self.units.get(unit).map(|unit| unit.row.epoch)
@@ -233,7 +266,7 @@ impl Roster {
     }
 
     fn poll_sweep(&mut self, now: Millis) -> Option<Task> {
-        if !self.sweeping || self.running_sweep.is_some() {
+        if !self.may_sweep() {
             return None;
         }
         let (due, _) = self.sweeps.first()?;
@@ -247,12 +280,16 @@ impl Roster {
             _ => now,
         };
         let task = Task::Sweep { unit: unit.clone(), epoch: row.epoch, started_at };
-        self.running_sweep = Some(unit);
+        self.running_sweeps.insert(unit);
         Some(task)
     }
 
+    fn may_sweep(&self) -> bool {
+        self.sweeping && self.running_sweeps.len() < self.limits.sweeps
+    }
+
     fn poll_read(&mut self, now: Millis) -> Option<Task> {
-        if self.running_reads.len() >= self.max_reads {
+        if self.running_reads.len() >= self.limits.reads {
             return None;
         }
         let (due, place) = self.reads.first().copied().filter(|(due, _)| *due <= now)?;
@@ -269,7 +306,7 @@ impl Roster {
         match task {
             Task::Read { device } => self.end_read(device, now),
             Task::Sweep { unit, epoch, started_at, .. } => {
-                self.end_sweep(unit);
+                self.running_sweeps.remove(unit);
                 if let Some(known) = self.units.get_mut(unit).filter(|known| known.row.epoch == *epoch) {
                     known.finished = known.finished.max(Some(*started_at));
                 }
@@ -283,7 +320,7 @@ impl Roster {
         match task {
             Task::Read { device } => self.end_read(device, now),
             Task::Sweep { unit, .. } => {
-                self.end_sweep(unit);
+                self.running_sweeps.remove(unit);
                 if let Some(known) = self.units.get_mut(unit) {
                     known.not_before = Millis(now.0.saturating_add(SWEEP_RETRY_AFTER_MS));
                 }
@@ -292,10 +329,27 @@ impl Roster {
         }
     }
 
+    /// The shell stopped a task, because what it was based on changed: it is due again at once, if it still is this
+    /// node's.
+    pub fn handle_stopped(&mut self, task: &Task) {
+        match task {
+            Task::Read { device } => {
+                self.running_reads.remove(device);
+                if let Some(place) = self.places.get(device).copied() {
+                    self.queue_read(place);
+                }
+            }
+            Task::Sweep { unit, .. } => {
+                self.running_sweeps.remove(unit);
+                self.queue_sweep(unit);
+            }
+        }
+    }
+
     /// When `poll` may have something; a time that has passed means now.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        let sweep = self.sweeps.first().filter(|_| self.sweeping && self.running_sweep.is_none());
-        let read = self.reads.first().filter(|_| self.running_reads.len() < self.max_reads);
+        let sweep = self.sweeps.first().filter(|_| self.may_sweep());
+        let read = self.reads.first().filter(|_| self.running_reads.len() < self.limits.reads);
         let (sweep, read) = (sweep.map(|(due, _)| *due), read.map(|(due, _)| *due));
         sweep.into_iter().chain(read).min()
     }
@@ -307,12 +361,6 @@ impl Roster {
             device.attempted_at = now;
         }
         self.queue_read(place);
-    }
-
-    fn end_sweep(&mut self, unit: &UnitId) {
-        if self.running_sweep.as_ref() == Some(unit) {
-            self.running_sweep = None;
-        }
     }
 
     /// A sweep that somebody began and nobody finished, and that no one asked to begin anew.
@@ -342,7 +390,7 @@ impl Roster {
         let due = due.max(known.not_before);
         self.sweeps.remove(&(known.due, unit.clone()));
         known.due = due;
-        if self.running_sweep.as_ref() != Some(unit) {
+        if !self.running_sweeps.contains(unit) {
             self.sweeps.insert((due, unit.clone()));
         }
     }

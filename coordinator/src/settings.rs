@@ -11,6 +11,7 @@
 //!   shorter than /116 are always refused, because nobody can sweep them.
 //! - Without `[[snmp]]` the community is `public`, by v2c, then v1.
 //! - Without `hops` only the segments are searched, not the nodes' own links.
+//! - `accept` (ours): `private` searches found private segments without asking, `ask` none, `all` public ones, too.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ mod credentials;
 mod form;
 mod secrets;
 
+use crate::explore::{Accept, LARGEST_V4_PREFIX};
 use crate::schedule::Schedule;
 pub use credentials::{AuthProtocol, HttpLogin, PrivProtocol, SnmpCredential, V3User};
 pub use form::Problem;
@@ -56,6 +58,8 @@ pub struct Discovery {
     pub segments: Vec<Segment>,
     /// How many routers away from each node's own links to look; `None`: segments only.
     pub hops: Option<u32>,
+    /// Which found segments are searched without an operator's word.
+    pub accept: Accept,
     /// Addresses that are never contacted.
     pub exclude: Vec<IpNet>,
     /// Addresses that are collected but never reported upstream.
@@ -64,6 +68,8 @@ pub struct Discovery {
     pub schedule: Schedule,
     /// Packets a second, whole cluster, per zone; 0 is unlimited.
     pub rate: u32,
+    /// Whether each node looks for printers that hang on itself.
+    pub local: bool,
     /// UDP port of the SNMP agents (ours, not in every file: fleets behind port mappings).
     pub port: u16,
 }
@@ -163,8 +169,6 @@ const DAY_MS: u64 = 86_400 * SECOND_MS;
 const MIN_EVERY_MS: u64 = 10 * SECOND_MS;
 /// JetDirect and LPD print whatever arrives; nothing may ever open them.
 const PRINTING_PORTS: [u32; 2] = [9100, 515];
-/// Shorter IPv4 prefixes hold more than a million addresses and ask for confirmation.
-const LARGE_V4_PREFIX: u8 = 12;
 /// The same limit as `quire_proto::address::Target`.
 const MIN_V6_PREFIX: u8 = 116;
 
@@ -194,10 +198,12 @@ impl Default for Settings {
             discovery: Discovery {
                 segments: Vec::new(),
                 hops: None,
+                accept: Accept::default(),
                 exclude: Vec::new(),
                 hide: Vec::new(),
                 schedule: Schedule::default(),
                 rate: 500,
+                local: true,
                 port: 161,
             },
             metering: Metering { every_ms, expire_after_ms: 42 * DAY_MS },
@@ -266,6 +272,7 @@ fn discovery(mut form: Form<'_>, into: &mut Discovery, problems: &Problems<'_>) 
         into.segments = segments(&list, problems);
     }
     into.hops = form.take("hops").and_then(|field| field.number(0..=MAX_HOPS));
+    put(&mut into.accept, form.take("accept").and_then(|field| field.parsed("\"private\"", accept)));
     let prefixes = |field: Field<'_>| -> Vec<IpNet> {
         let items = field.list("a list of prefixes and addresses");
         items.iter().filter_map(|item| item.parsed("\"10.1.0.5\"", prefix)).collect()
@@ -277,9 +284,16 @@ fn discovery(mut form: Form<'_>, into: &mut Discovery, problems: &Problems<'_>) 
         form.take("schedule").and_then(|f| f.parsed("\"Mon,Thu 02:00\"", Schedule::parse)),
     );
     put(&mut into.rate, form.take("rate").and_then(|field| field.number(0..=MAX_RATE)));
+    put(&mut into.local, form.take("local").and_then(|field| field.boolean()));
     let port = form.take("port").and_then(|field| field.number(1..=65535));
     put(&mut into.port, port.and_then(|port| u16::try_from(port).ok()));
-    form.finish(&["segments", "hops", "exclude", "hide", "schedule", "rate", "port"]);
+    form.finish(&["segments", "hops", "accept", "exclude", "hide", "schedule", "rate", "local", "port"]);
+}
+
+fn accept(text: &str) -> Result<Accept, String> {
+    let all = [Accept::Ask, Accept::Private, Accept::All];
+    let wrong = || format!("`{text}` is not a choice: write \"private\", \"ask\" or \"all\"");
+    all.into_iter().find(|accept| accept.as_str() == text).ok_or_else(wrong)
 }
 
 fn segments(list: &Field<'_>, problems: &Problems<'_>) -> Vec<Segment> {
@@ -322,7 +336,7 @@ fn segment(item: &Field<'_>) -> Option<Segment> {
 
 fn size_is_fine(item: &Field<'_>, prefix: IpNet, confirmed: bool) -> bool {
     match prefix {
-        IpNet::V4(net) if net.prefix_len() < LARGE_V4_PREFIX && !confirmed => {
+        IpNet::V4(net) if net.prefix_len() < LARGEST_V4_PREFIX && !confirmed => {
             item.bad(format_args!(
                 "{prefix} holds {} addresses: write {{ prefix = \"{prefix}\", confirm_large = true }} if you mean it",
                 1u64 << (32 - net.prefix_len()),

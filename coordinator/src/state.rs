@@ -4,38 +4,52 @@
 //! index and the command alone (the time comes in the command); a refusal is an outcome, an error
 //! means that the store below is broken.
 
-use std::collections::BTreeMap;
-
-use quire_proto::id::NodeId;
+use bytes::Bytes;
+use quire_proto::id::{NodeId, UnitId};
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{
     Ack, ApiTokenRow, Ask, AuditRow, Bootstrap, Claim, Command, CreateApiToken, CreateToken, DeviceRow,
-    Enroll, Join, Member, Outcome, Plan, PutSettings, PutUpstreamIdentities, ReachRow, RemoveMember,
-    ReportReach, SetUpstreamMode, TokenRow, UnitRow,
+    Enroll, ForgetReaches, Grant, Join, Member, Outcome, Plan, PutSettings, PutUpstreamIdentities, ReachRow,
+    RemoveMember, ReportReach, SetUpstreamMode, TokenRow, UnitRow, UpdateMember,
 };
 
-use crate::record;
+use crate::news::Clerk;
 use crate::rows::{self, number_key};
-use crate::script;
 use crate::tables::{Fault, Overlay, ReadExt, Table};
+use crate::{
+    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed,
+};
 
 /// Applies the log entry at `index`.
 ///
 /// # Errors
 /// Only when the store below fails; the node must then stop.
 pub fn apply(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Outcome, Fault> {
+    if let Some(before) = jobs::done(tables, &command.job)? {
+        return Ok(Outcome { index, result: Some(before) });
+    }
+    let answer = obey(tables, index, command)?;
+    jobs::note(tables, index, command.at_ms, &command.job, &answer)?;
+    places::follow(tables)?;
+    Ok(Outcome { index, result: Some(answer) })
+}
+
+fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answer, Fault> {
     let at_ms = command.at_ms;
-    let answer = match &command.kind {
+    Ok(match &command.kind {
         Some(Kind::Bootstrap(bootstrap)) => self::bootstrap(tables, bootstrap)?,
-        Some(Kind::Record(record)) => Answer::RecordedThrough(record::apply(tables, index, at_ms, record)?),
+        Some(Kind::Record(record)) => {
+            let now = if command.led_at_ms == 0 { at_ms } else { command.led_at_ms };
+            Answer::RecordedThrough(record::apply(tables, index, now, record)?)
+        }
         Some(Kind::Plan(plan)) => self::plan(tables, index, at_ms, plan)?,
         Some(Kind::Claim(claim)) => self::claim(tables, index, at_ms, claim)?,
         Some(Kind::PutSettings(settings)) => put_settings(tables, index, at_ms, settings)?,
         Some(Kind::CreateToken(token)) => create_token(tables, index, at_ms, token),
         Some(Kind::Join(join)) => self::join(tables, index, at_ms, join)?,
-        Some(Kind::UpdateMember(update)) => update_member(tables, update.member.as_ref())?,
+        Some(Kind::UpdateMember(update)) => update_member(tables, update)?,
         Some(Kind::RemoveMember(remove)) => remove_member(tables, index, at_ms, remove)?,
         Some(Kind::Ack(ack)) => self::ack(tables, ack)?,
         Some(Kind::Enroll(enroll)) => self::enroll(tables, index, at_ms, enroll)?,
@@ -46,10 +60,17 @@ pub fn apply(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<
         Some(Kind::SetUpstreamMode(mode)) => set_upstream_mode(tables, index, at_ms, mode)?,
         Some(Kind::PutScript(script)) => script::put(tables, index, at_ms, script)?,
         Some(Kind::RemoveScript(script)) => script::remove(tables, index, at_ms, script)?,
+        Some(Kind::ReportScripts(report)) => script::report(tables, index, at_ms, report)?,
+        Some(Kind::ReportExploration(report)) => found::report(tables, index, at_ms, report)?,
+        Some(Kind::DecideSegment(decide)) => found::decide(tables, index, at_ms, decide)?,
+        Some(Kind::ForgetReaches(forget)) => forget_reaches(tables, forget)?,
+        Some(Kind::Recover(recover)) => recover::apply(tables, index, at_ms, recover)?,
+        Some(Kind::DecideIdentity(decide)) => review::decide(tables, index, at_ms, decide)?,
+        Some(Kind::SetDevice(set)) => typed::set(tables, index, at_ms, set)?,
+        Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
         // Written by a newer version: features wait until every node has them, so this cannot matter.
         None => refuse("this version does not know the command"),
-    };
-    Ok(Outcome { index, result: Some(answer) })
+    })
 }
 
 pub(crate) fn refuse(why: impl Into<String>) -> Answer {
@@ -81,11 +102,11 @@ fn plan(tables: &mut Overlay<'_>, index: u64, at_ms: u64, plan: &Plan) -> Result
     if plan.claim != meta.claim_epoch {
         return Ok(refuse(format!("the plan's claim {} is not in force", plan.claim)));
     }
-    let mut fresh: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut fresh: Vec<&str> = Vec::new();
     for grant in &plan.grants {
         let before: Option<UnitRow> = tables.row(Table::Units, grant.unit.as_bytes())?;
         if before.is_none() && meta.devices > 0 {
-            fresh.insert(&grant.unit, 0);
+            fresh.push(&grant.unit);
         }
         let row = UnitRow {
             unit: grant.unit.clone(),
@@ -95,35 +116,34 @@ fn plan(tables: &mut Overlay<'_>, index: u64, at_ms: u64, plan: &Plan) -> Result
             node: grant.node,
             epoch: index,
             cost: grant.cost,
-            hops: grant.hops,
+            hops: grant.hops.or(reached(tables, grant)?),
             granted_at_ms: at_ms,
             ..before.unwrap_or_default()
         };
         tables.put(Table::Units, grant.unit.as_bytes(), &row);
+        expiry::follow_unit(tables, &meta, &row)?;
     }
     for unit in &plan.drop_units {
         tables.delete(Table::Units, unit.as_bytes());
+        expiry::drop_unit(tables, &meta, unit)?;
     }
-    count_devices(tables, fresh)?;
+    count_devices(tables, &fresh)?;
     meta.plan_epoch = index;
     rows::put_meta(tables, &meta);
     Ok(Answer::Epoch(index))
 }
 
-/// A segment that left the settings and came back finds its devices where they were. One walk over the
-/// devices for all new units of a plan; none where no unit is new.
-fn count_devices(tables: &mut Overlay<'_>, mut fresh: BTreeMap<&str, u32>) -> Result<(), Fault> {
-    if fresh.is_empty() {
-        return Ok(());
-    }
-    tables.each::<DeviceRow>(Table::Devices, &[], |_, device| {
-        if let Some(count) = fresh.get_mut(device.unit.as_str()) {
-            *count += 1;
-        }
-        true
-    })?;
-    for (unit, devices) in fresh.into_iter().filter(|(_, devices)| *devices > 0) {
-        if let Some(row) = tables.row::<UnitRow>(Table::Units, unit.as_bytes())? {
+/// A segment that left the settings and came back finds its devices where they were.
+fn count_devices(tables: &mut Overlay<'_>, fresh: &[&str]) -> Result<(), Fault> {
+    for unit in fresh {
+        let Ok(id) = unit.parse::<UnitId>() else { continue };
+        let Some(prefix) = id.prefix() else { continue };
+        let mut devices = 0;
+        rows::devices_in(tables, id.zone(), prefix, |device| {
+            devices += u32::from(device.unit == **unit);
+            true
+        })?;
+        if let Some(row) = tables.row::<UnitRow>(Table::Units, unit.as_bytes())?.filter(|_| devices > 0) {
             tables.put(Table::Units, unit.as_bytes(), &UnitRow { devices, ..row });
         }
     }
@@ -138,10 +158,14 @@ fn claim(tables: &mut Overlay<'_>, index: u64, at_ms: u64, claim: &Claim) -> Res
     } else if claim.renews != meta.claim_epoch || claim.node != meta.claim_node {
         return Ok(refuse(format!("claim {} is no longer in force: {} is", claim.renews, meta.claim_epoch)));
     }
+    expiry::renewed(tables, &mut meta, &mut Clerk::new(index, at_ms), &claim.heard)?;
     meta.claim_renewed_at_ms = at_ms;
     meta.heard.clone_from(&claim.heard);
     meta.link.clone_from(&claim.link);
     rows::put_meta(tables, &meta);
+    if meta.trials > 0 {
+        script::settle_all(tables, index, at_ms)?;
+    }
     Ok(Answer::Epoch(meta.claim_epoch))
 }
 
@@ -155,6 +179,7 @@ fn put_settings(
     meta.settings_index = index;
     meta.settings_toml.clone_from(&settings.toml);
     meta.hide.clone_from(&settings.hide);
+    meta.expire_after_ms = settings.expire_after_ms;
     rows::put_meta(tables, &meta);
     audit(tables, index, at_ms, &settings.by, "applied settings".to_owned());
     Ok(Answer::Done(true))
@@ -207,15 +232,33 @@ fn join(tables: &mut Overlay<'_>, index: u64, at_ms: u64, join: &Join) -> Result
     Ok(Answer::Node(index))
 }
 
-fn update_member(tables: &mut Overlay<'_>, member: Option<&Member>) -> Result<Answer, Fault> {
-    let Some(member) = member else { return Ok(refuse("the update names no member")) };
-    match rows::member(tables, NodeId(member.id))? {
-        Some(_) => {
-            tables.put(Table::Members, &number_key(member.id), member);
-            Ok(Answer::Done(true))
-        }
-        None => Ok(refuse(format!("node {} is not a member", member.id))),
+/// Field by field, so that two who change a member at the same time do not undo each other.
+fn update_member(tables: &mut Overlay<'_>, update: &UpdateMember) -> Result<Answer, Fault> {
+    let id = update.member.as_ref().map_or(update.id, |member| member.id);
+    let Some(mut member) = rows::member(tables, NodeId(id))? else {
+        return Ok(refuse(format!("node {id} is not a member")));
+    };
+    if let Some(whole) = &update.member {
+        member = whole.clone();
     }
+    let texts = [
+        (&mut member.name, &update.name),
+        (&mut member.zone, &update.zone),
+        (&mut member.address, &update.address),
+        (&mut member.version, &update.version),
+    ];
+    for (field, value) in texts {
+        if let Some(value) = value {
+            field.clone_from(value);
+        }
+    }
+    member.witness = update.witness.unwrap_or(member.witness);
+    member.draining = update.draining.unwrap_or(member.draining);
+    if let Some(capabilities) = &update.capabilities {
+        member.capabilities.clone_from(&capabilities.names);
+    }
+    tables.put(Table::Members, &number_key(id), &member);
+    Ok(Answer::Done(true))
 }
 
 fn remove_member(
@@ -232,6 +275,7 @@ fn remove_member(
     for way in ways.iter().filter_map(|row| row.reach.as_ref()) {
         tables.delete(Table::Reach, &rows::reach_key(NodeId(remove.id), &way.segment));
     }
+    found::forget_node(tables, index, NodeId(remove.id))?;
     audit(tables, index, at_ms, &remove.by, format!("removed node `{}`", member.name));
     Ok(Answer::Done(true))
 }
@@ -242,18 +286,27 @@ fn ack(tables: &mut Overlay<'_>, ack: &Ack) -> Result<Answer, Fault> {
         return Ok(refuse(format!("the acknowledgement's claim {} is not in force", ack.claim)));
     }
     let through = ack.through.min(meta.outbox_next.saturating_sub(1));
-    for seq in meta.outbox_acked + 1..=through {
-        tables.delete(Table::Outbox, &number_key(seq));
-    }
-    meta.outbox_acked = meta.outbox_acked.max(through);
+    backlog::trim(tables, &mut meta, through)?;
     rows::put_meta(tables, &meta);
     Ok(Answer::Done(true))
 }
 
 fn enroll(tables: &mut Overlay<'_>, index: u64, at_ms: u64, enroll: &Enroll) -> Result<Answer, Fault> {
     let mut meta = rows::meta(tables)?;
-    meta.upstream = Some(enroll.clone());
+    meta.upstream = Some(Enroll { identities: Vec::new(), ..enroll.clone() });
     rows::put_meta(tables, &meta);
+    // Certificates of the site before are worth nothing at this one.
+    for mut member in rows::members(tables)? {
+        let issued = enroll.identities.iter().find(|identity| identity.node == member.id);
+        let before = std::mem::take(&mut member.upstream_certificate_der);
+        member.upstream_certificate_der = match issued {
+            Some(issued) => issued.certificate_der.clone(),
+            // As older versions enrolled: the certificates came first, in an entry of their own.
+            None if enroll.identities.is_empty() => before,
+            None => Bytes::new(),
+        };
+        tables.put(Table::Members, &number_key(member.id), &member);
+    }
     audit(tables, index, at_ms, &enroll.by, format!("enrolled at {} as site {}", enroll.url, enroll.site));
     Ok(Answer::Done(true))
 }
@@ -279,13 +332,51 @@ fn report_reach(tables: &mut Overlay<'_>, report: &ReportReach) -> Result<Answer
         let row = ReachRow { node: report.node, reach: Some(reach.clone()) };
         tables.put(Table::Reach, &rows::reach_key(NodeId(report.node), &reach.segment), &row);
     }
+    let meta = rows::meta(tables)?;
     // A row says how far its owner is, as measured last, not as it was when the unit was granted.
     for mut unit in rows::units(tables)?.into_iter().filter(|unit| unit.node == report.node) {
         let measured = report.reaches.iter().find(|reach| reach.segment == unit.segment);
         if let Some(reach) = measured.filter(|reach| reach.hops != unit.hops) {
             unit.hops = reach.hops;
             tables.put(Table::Units, unit.unit.as_bytes(), &unit);
+            tell_devices(tables, &unit)?;
         }
+        expiry::follow_unit(tables, &meta, &unit)?;
+    }
+    Ok(Answer::Done(true))
+}
+
+/// How far the owner measured the segment to be, where the plan was made before its report was applied.
+fn reached(tables: &Overlay<'_>, grant: &Grant) -> Result<Option<u32>, Fault> {
+    let key = rows::reach_key(NodeId(grant.node), &grant.segment);
+    let row: Option<ReachRow> = tables.row(Table::Reach, &key)?;
+    Ok(row.and_then(|row| row.reach).and_then(|reach| reach.hops))
+}
+
+/// Devices that were read before the way to their unit was measured are as far as the unit is.
+fn tell_devices(tables: &mut Overlay<'_>, unit: &UnitRow) -> Result<(), Fault> {
+    let Ok(prefix) = unit.prefix.parse() else { return Ok(()) };
+    let mut devices = Vec::new();
+    rows::devices_in(tables, &unit.zone, prefix, |row| {
+        if row.unit == unit.unit && row.hops.is_none() {
+            devices.push(DeviceRow { hops: unit.hops, ..row });
+        }
+        true
+    })?;
+    devices.iter().for_each(|row| tables.put(Table::Devices, row.id.as_bytes(), row));
+    Ok(())
+}
+
+fn forget_reaches(tables: &mut Overlay<'_>, forget: &ForgetReaches) -> Result<Answer, Fault> {
+    let meta = rows::meta(tables)?;
+    if forget.claim != meta.claim_epoch {
+        return Ok(refuse(format!("the claim {} is not in force", forget.claim)));
+    }
+    for row in rows::reaches(tables)? {
+        let Some(reach) = row.reach.filter(|reach| forget.segments.contains(&reach.segment)) else {
+            continue;
+        };
+        tables.delete(Table::Reach, &rows::reach_key(NodeId(row.node), &reach.segment));
     }
     Ok(Answer::Done(true))
 }
@@ -302,7 +393,11 @@ fn ask(tables: &mut Overlay<'_>, index: u64, at_ms: u64, ask: &Ask) -> Result<An
                 }
             }
             if asked == 0 {
-                return Ok(refuse(format!("no segment `{segment}` in the settings")));
+                let why = format!("no segment `{segment}` is searched: `quire units` lists those that are");
+                return Ok(refuse(why));
+            }
+            if segment.is_empty() {
+                found::explore_again(tables, index, at_ms)?;
             }
             format!("asked for a sweep of {asked} units")
         }
@@ -313,6 +408,10 @@ fn ask(tables: &mut Overlay<'_>, index: u64, at_ms: u64, ask: &Ask) -> Result<An
             device.asked_at_ms = at_ms;
             tables.put(Table::Devices, id.as_bytes(), &device);
             format!("asked for a read of device {id}")
+        }
+        Some(AskWhat::Explore(_)) => {
+            found::explore_again(tables, index, at_ms)?;
+            "asked for an exploration of links and routers".to_owned()
         }
         None => return Ok(refuse("this version does not know the request")),
     };
@@ -347,3 +446,7 @@ fn set_upstream_mode(
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "devices_tests.rs"]
+mod devices_tests;

@@ -6,20 +6,25 @@ use prost::Message;
 use quire_proto::convert;
 use quire_proto::reading::{Counters, Facts, Reading};
 use quire_proto::store::observation::What;
-use quire_proto::store::{Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Silence, SweepMark};
+use quire_proto::store::{
+    Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Recover, Silence, SweepMark,
+};
 
 use super::*;
 use crate::tables::{MemoryTables, Read};
 
+#[path = "upkeep_tests.rs"]
+mod upkeep;
+
 /// A cluster of one node with one granted unit, and a way to go on.
-struct World {
-    tables: MemoryTables,
-    index: u64,
-    claim: u64,
+pub(super) struct World {
+    pub(super) tables: MemoryTables,
+    pub(super) index: u64,
+    pub(super) claim: u64,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut world = World { tables: MemoryTables::default(), index: 0, claim: 0 };
         let first = Member { id: 1, name: "n1".into(), ..Member::default() };
         world.done(Kind::Bootstrap(Bootstrap {
@@ -35,32 +40,36 @@ impl World {
         world
     }
 
-    fn apply_at(&mut self, at_ms: u64, kind: Kind) -> Answer {
+    pub(super) fn apply_at(&mut self, at_ms: u64, kind: Kind) -> Answer {
+        self.obey(&Command { at_ms, kind: Some(kind), ..Command::default() })
+    }
+
+    pub(super) fn obey(&mut self, command: &Command) -> Answer {
         self.index += 1;
         let mut overlay = Overlay::new(&self.tables);
-        let outcome = apply(&mut overlay, self.index, &Command { at_ms, kind: Some(kind) }).unwrap();
+        let outcome = apply(&mut overlay, self.index, command).unwrap();
         let writes: Vec<_> = overlay.into_writes().collect();
         self.tables.commit(writes.into_iter());
         outcome.result.unwrap()
     }
 
-    fn apply(&mut self, kind: Kind) -> Answer {
+    pub(super) fn apply(&mut self, kind: Kind) -> Answer {
         self.apply_at(1_000 + self.index, kind)
     }
 
-    fn done(&mut self, kind: Kind) {
+    pub(super) fn done(&mut self, kind: Kind) {
         let answer = self.apply(kind);
         assert!(!matches!(answer, Answer::Rejected(_)), "{answer:?}");
     }
 
-    fn refused(&mut self, kind: Kind) -> String {
+    pub(super) fn refused(&mut self, kind: Kind) -> String {
         match self.apply(kind) {
             Answer::Rejected(why) => why,
             other => panic!("not refused: {other:?}"),
         }
     }
 
-    fn grant(&mut self, node: u64) -> u64 {
+    pub(super) fn grant(&mut self, node: u64) -> u64 {
         let grant = Grant {
             unit: UNIT.into(),
             node,
@@ -75,7 +84,7 @@ impl World {
         }
     }
 
-    fn record(&mut self, node: u64, observations: &[Observation]) -> u64 {
+    pub(super) fn record(&mut self, node: u64, observations: &[Observation]) -> u64 {
         let observations = observations.iter().map(|o| o.encode_to_vec().into()).collect();
         match self.apply(Kind::Record(Record { node, observations })) {
             Answer::RecordedThrough(through) => through,
@@ -83,24 +92,24 @@ impl World {
         }
     }
 
-    fn devices(&self) -> Vec<DeviceRow> {
+    pub(super) fn devices(&self) -> Vec<DeviceRow> {
         self.tables.all(Table::Devices, &[]).unwrap()
     }
 
-    fn readings(&self) -> Vec<ReadingRow> {
+    pub(super) fn readings(&self) -> Vec<ReadingRow> {
         self.tables.all(Table::Readings, &[]).unwrap()
     }
 
-    fn outbox(&self) -> Vec<OutboxEntry> {
+    pub(super) fn outbox(&self) -> Vec<OutboxEntry> {
         self.tables.all(Table::Outbox, &[]).unwrap()
     }
 
-    fn unit(&self) -> UnitRow {
+    pub(super) fn unit(&self) -> UnitRow {
         self.tables.row(Table::Units, UNIT.as_bytes()).unwrap().unwrap()
     }
 }
 
-const UNIT: &str = "hq:10.0.0.0/24";
+pub(super) const UNIT: &str = "hq:10.0.0.0/24";
 
 fn seen(seq: u64, address: &str, serial: &str, mac: &str, total: u64) -> Observation {
     let reading = Reading {
@@ -122,11 +131,24 @@ fn seen(seq: u64, address: &str, serial: &str, mac: &str, total: u64) -> Observa
         at_ms: 10_000 + seq,
         hops: Some(0),
         what: Some(What::Reading(convert::encode(&reading))),
+        ..Observation::default()
     }
 }
 
 const MAC_A: &str = "00:20:6b:00:00:0a";
 const MAC_B: &str = "00:20:6b:00:00:0b";
+
+/// A printer on a node's own cable needs no grant: it is never late.
+#[test]
+fn what_hangs_on_a_node_is_in_force_without_a_grant() {
+    let mut world = World::new();
+    let unit = "hq:10.0.0.11/32".to_owned();
+    let local = Observation { local: true, epoch: 0, unit, ..seen(1, "10.0.0.11", "S1", MAC_A, 5) };
+    let far = Observation { local: false, seq: 2, ..local.clone() };
+    world.record(1, &[local, far]);
+    let late: Vec<bool> = world.readings().into_iter().map(|row| row.late).collect();
+    assert_eq!(late, [false, true]);
+}
 
 #[test]
 fn a_reading_becomes_device_history_and_outbox_entry_at_once() {
@@ -220,7 +242,8 @@ fn facts_outlive_their_grant_and_duties_do_not() {
     let mut world = World::new();
     let epoch = world.grant(2);
     let mark = SweepMark { finished: true, done: 254, total: 254, ..SweepMark::default() };
-    let sweep = |seq, epoch| Observation { what: Some(What::Sweep(mark)), epoch, ..seen(seq, "", "", "", 0) };
+    let sweep =
+        |seq, epoch| Observation { what: Some(What::Sweep(mark.clone())), epoch, ..seen(seq, "", "", "", 0) };
     world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), sweep(2, 3)]);
     assert!(world.readings()[0].late);
     assert_eq!(world.devices().len(), 1, "a late fact is still a fact");
@@ -232,8 +255,8 @@ fn facts_outlive_their_grant_and_duties_do_not() {
 #[test]
 fn an_older_reading_does_not_turn_back_the_device() {
     let mut world = World::new();
-    world.record(1, &[Observation { at_ms: 90_000, ..seen(1, "10.0.0.5", "CNB1", MAC_A, 70) }]);
-    world.record(2, &[Observation { at_ms: 50_000, ..seen(1, "10.0.0.7", "CNB1", MAC_A, 60) }]);
+    world.record(1, &[Observation { at_ms: 50_000, ..seen(1, "10.0.0.5", "CNB1", MAC_A, 70) }]);
+    world.record(2, &[Observation { at_ms: 40_000, ..seen(1, "10.0.0.7", "CNB1", MAC_A, 60) }]);
     let device = &world.devices()[0];
     assert_eq!(convert::decode(&device.reading).unwrap().counters.total, Some(70));
     assert_eq!(device.address, "10.0.0.5:161");
@@ -308,7 +331,13 @@ fn what_waits_for_an_enrolment_is_bounded_and_contiguous() {
     assert_eq!(numbers.last(), Some(&(meta.outbox_next - 1)));
     world.done(Kind::Enroll(Enroll::default()));
     world.record(1, &[seen(seq + 1, "10.0.0.5", "CNB1", MAC_A, 7)]);
-    assert_eq!(world.outbox().len(), 50_001, "once enrolled nothing is dropped");
+    let first = world.outbox()[0].seq;
+    assert_eq!(
+        (world.outbox().len(), first),
+        (50_000, meta.outbox_acked + 2),
+        "a later one of its day stands for it"
+    );
+    assert_eq!(rows::meta(&world.tables).unwrap().outbox_acked, meta.outbox_acked, "nothing was given up");
 }
 
 #[test]
@@ -329,6 +358,20 @@ fn a_units_hops_are_those_that_its_owner_measured_last() {
     world.grant(9);
     world.done(report(1, Some(7)));
     assert_eq!(row(&world).hops, None, "another node's distance is not the owner's");
+}
+
+#[test]
+fn a_device_that_was_read_before_its_way_was_measured_learns_it() {
+    let mut world = World::new();
+    let unmeasured = |seq, address| Observation { hops: None, ..seen(seq, address, address, "", 7) };
+    world.record(1, &[unmeasured(1, "10.0.0.5")]);
+    assert_eq!(world.devices()[0].hops, None);
+    let segment = "10.0.0.0/24".to_owned();
+    let reach = Reach { segment, hops: Some(2), reachable: true, measured_at_ms: 1 };
+    world.done(Kind::ReportReach(ReportReach { node: 1, reaches: vec![reach] }));
+    world.record(1, &[unmeasured(2, "10.0.0.6")]);
+    let hops: Vec<_> = world.devices().iter().map(|device| device.hops).collect();
+    assert_eq!(hops, [Some(2), Some(2)], "those of before, and those whose node did not know it yet");
 }
 
 #[test]
@@ -356,6 +399,27 @@ fn tokens_admit_once_in_time_and_by_name() {
     assert!(world.refused(Kind::Join(join("a", b"secret", "n3"))).contains("used before"));
     let late = world.apply_at(1_000_000, Kind::Join(join("b", b"secret", "n3")));
     assert!(matches!(late, Answer::Rejected(why) if why.contains("expired")));
+}
+
+#[test]
+fn a_recovered_cluster_has_one_member_and_numbers_that_nobody_used() {
+    let mut world = World::new();
+    world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), seen(2, "10.0.0.6", "CNB2", MAC_B, 9)]);
+    world.done(Kind::Ack(Ack { claim: world.claim, through: 1 }));
+    let waiting: Vec<_> = world.outbox().into_iter().map(|entry| entry.row).collect();
+    let base = crate::recover::base(world.index);
+    let keep = Member { id: 9, name: "n9".into(), ..Member::default() };
+    let recover = |base| Kind::Recover(Recover { base, keep: Some(keep.clone()), by: "op".into() });
+    assert!(world.refused(recover(1)).contains("taken"));
+    world.done(recover(base));
+    assert_eq!(rows::members(&world.tables).unwrap(), std::slice::from_ref(&keep));
+    let numbered: Vec<_> = world.outbox().into_iter().map(|entry| (entry.seq, entry.row)).collect();
+    assert_eq!(numbered, [(base, waiting[0].clone())], "what was not acknowledged, and nothing else");
+    let meta = rows::meta(&world.tables).unwrap();
+    assert_eq!((meta.outbox_base, meta.outbox_acked, meta.outbox_next), (base, base - 1, base + 1));
+    assert_eq!(world.devices().len(), 2, "what is known stays");
+    assert!(world.refused(recover(base)).contains("taken"), "twice");
+    assert!(crate::recover::base(base) > base && crate::recover::base(base - 1) == base);
 }
 
 #[test]
@@ -402,5 +466,26 @@ proptest! {
             let key = String::from_utf8(key.to_vec()).unwrap();
             prop_assert!(device.evidence.contains(&key), "{key} points to a device that does not list it");
         }
+        let place = |d: &DeviceRow| (rows::place_key(&d.zone, &d.address, &d.id), d.id.clone());
+        let mut places: Vec<_> = devices.iter().map(place).collect();
+        places.sort();
+        let indexed = world.tables.range(Table::Places, &[], 1_000).unwrap().into_iter();
+        let indexed: Vec<_> =
+            indexed.map(|(key, id)| (key.to_vec(), String::from_utf8(id.to_vec()).unwrap())).collect();
+        prop_assert_eq!(indexed, places);
     }
+}
+
+#[test]
+fn ways_to_segments_that_nobody_wants_are_forgotten_under_the_claim() {
+    let mut world = World::new();
+    let reach = |segment: &str| Reach { segment: segment.into(), reachable: true, ..Reach::default() };
+    let reaches = vec![reach("10.1.0.0/24"), reach("10.2.0.0/24")];
+    world.done(Kind::ReportReach(ReportReach { node: 1, reaches }));
+    let forget = |claim| Kind::ForgetReaches(ForgetReaches { claim, segments: vec!["10.1.0.0/24".into()] });
+    assert!(world.refused(forget(world.claim + 1)).contains("not in force"));
+    world.done(forget(world.claim));
+    let left: Vec<ReachRow> = world.tables.all(Table::Reach, &[]).unwrap();
+    let left: Vec<String> = left.into_iter().filter_map(|row| row.reach).map(|reach| reach.segment).collect();
+    assert_eq!(left, ["10.2.0.0/24"]);
 }

@@ -24,7 +24,7 @@ pub enum Table {
     Units = 5,
     /// Device id: `store::DeviceRow`.
     Devices = 6,
-    /// Evidence (see `identity`): a device id.
+    /// Where somebody lives (`address:ZONE/ADDRESS`): a device id.
     Evidence = 7,
     /// Time of reading, 8 octets big-endian, then its id: `store::ReadingRow`.
     Readings = 8,
@@ -38,11 +38,37 @@ pub enum Table {
     Recorded = 13,
     /// Name of a profile: `store::ScriptRow`.
     Scripts = 14,
+    /// `n` and a node id, 8 octets big-endian, or `r`, zone, a zero octet and an address: `store::RouterRow`.
+    Routers = 20,
+    /// Zone, a zero octet and a prefix: `store::SegmentRow`.
+    Segments = 21,
+    /// Face (see `identity`): `store::FaceRow`.
+    Faces = 30,
+    /// Evidence, or an address that a device left: `store::KeyRow`.
+    Keys = 31,
+    /// Log index, 8 octets big-endian: `store::DecisionRow`.
+    Decisions = 32,
+    /// Kind and key of a doubtful case: `store::ReviewRow`.
+    Review = 33,
+    /// Time, 8 octets big-endian, then device and what: `store::EventRow`.
+    Events = 34,
+    /// Unit id: `store::ServiceRow`.
+    Service = 35,
+    /// The device id for which they were typed: `store::SetDevice`.
+    Typed = 36,
+    /// Where a device lives (see [`crate::rows::place_key`]): its id.
+    Places = 60,
+    /// Device id, 0, the time of a reading counted backwards, its id: nothing.
+    DeviceReadings = 61,
+    /// Device id, 0, day in 4 octets: `store::OutboxDay`.
+    OutboxDays = 62,
+    /// Id of a job of the Web Admin: `store::JobRow`.
+    Jobs = 63,
 }
 
 impl Table {
     /// Every table, for shells that open them.
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 26] = [
         Table::Meta,
         Table::Members,
         Table::Tokens,
@@ -56,6 +82,19 @@ impl Table {
         Table::Audit,
         Table::Recorded,
         Table::Scripts,
+        Table::Routers,
+        Table::Segments,
+        Table::Faces,
+        Table::Keys,
+        Table::Decisions,
+        Table::Review,
+        Table::Events,
+        Table::Service,
+        Table::Typed,
+        Table::Places,
+        Table::DeviceReadings,
+        Table::OutboxDays,
+        Table::Jobs,
     ];
 }
 
@@ -169,12 +208,17 @@ pub fn after(key: &[u8]) -> Vec<u8> {
 pub struct Overlay<'a> {
     base: &'a dyn Read,
     writes: BTreeMap<(Table, Bytes), Option<Bytes>>,
+    /// Devices written since [`Overlay::take_devices`], with what was written before; `None`: the base has it.
+    devices: BTreeMap<Bytes, Option<Option<Bytes>>>,
 }
+
+/// A row's key with what was under it before.
+pub(crate) type Before = (Bytes, Option<Bytes>);
 
 impl<'a> Overlay<'a> {
     /// Nothing written yet.
     pub fn new(base: &'a dyn Read) -> Self {
-        Overlay { base, writes: BTreeMap::new() }
+        Overlay { base, writes: BTreeMap::new(), devices: BTreeMap::new() }
     }
 
     /// Puts a row.
@@ -184,12 +228,31 @@ impl<'a> Overlay<'a> {
 
     /// Puts octets that are not a message.
     pub fn put_bytes(&mut self, table: Table, key: &[u8], value: Bytes) {
-        self.writes.insert((table, Bytes::copy_from_slice(key)), Some(value));
+        self.write(table, key, Some(value));
     }
 
     /// Removes a row, if there.
     pub fn delete(&mut self, table: Table, key: &[u8]) {
-        self.writes.insert((table, Bytes::copy_from_slice(key)), None);
+        self.write(table, key, None);
+    }
+
+    fn write(&mut self, table: Table, key: &[u8], value: Option<Bytes>) {
+        let key = Bytes::copy_from_slice(key);
+        let before = self.writes.insert((table, key.clone()), value);
+        if table == Table::Devices {
+            self.devices.entry(key).or_insert(before);
+        }
+    }
+
+    /// The devices written since the last call, with their rows before that.
+    pub(crate) fn take_devices(&mut self) -> Result<Vec<Before>, Fault> {
+        let written = std::mem::take(&mut self.devices).into_iter();
+        written
+            .map(|(key, before)| match before {
+                Some(before) => Ok((key, before)),
+                None => self.base.get(Table::Devices, &key).map(|before| (key, before)),
+            })
+            .collect()
     }
 
     /// What was written, in table and key order; `None` deletes.

@@ -18,7 +18,7 @@
     }
   };
   if (location.pathname === "/login") { live.hidden = true; return; }
-  const events = new EventSource("/events");
+  const events = new EventSource("/events?of=" + encodeURIComponent(location.pathname));
   events.onmessage = refresh;
   events.onopen = () => { live.textContent = "live"; live.className = ""; };
   events.onerror = () => { live.textContent = "not connected"; live.className = "off"; };

@@ -27,6 +27,8 @@ pub(crate) struct NodeOptions {
     pub join: Option<(String, Zeroizing<String>)>,
     /// Vote and keep the log, collect nothing.
     pub witness: bool,
+    /// First make this node the only member of its cluster.
+    pub recover: bool,
 }
 
 /// The file of `--config`, and the one in the data directory that remembers the console.

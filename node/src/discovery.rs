@@ -5,13 +5,14 @@
 
 mod hops;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
+use quire_coordinator::extent::{self, Extent};
 use quire_coordinator::identity;
 use quire_proto::address::Target;
 use quire_proto::reading::Reading;
@@ -21,9 +22,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::clock;
-use crate::device::script::{self, Scripts, Web};
+use crate::device::script::{self, Scripts};
 use crate::device::web::{self, Asking};
-use crate::device::{self, Place, Verdict, device_json};
+use crate::device::{self, Place, ReadPlan, Verdict, device_json};
+use crate::routes;
 use crate::snmp::{self, Credential, Patience, Snmp, Sweep, SweepEvent};
 
 /// What to do.
@@ -35,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) rate: u32,
     pub(crate) timeout: Duration,
     pub(crate) retries: u8,
+    /// Ask the silent for their SNMPv3 engine, too, with no credential for it: what wants one is reported.
+    pub(crate) find_engines: bool,
     pub(crate) read: bool,
     /// Ports of the devices' own pages; none asks for no pages.
     pub(crate) http: Vec<u16>,
@@ -99,33 +103,51 @@ pub(crate) struct Explanation {
     pub(crate) explore: Option<hops::Plan>,
 }
 
-/// Addresses to ask, in order, each once.
+/// Addresses to ask, each once: in order, but those first that this machine has spoken with lately.
 fn peers(options: &Options) -> impl Iterator<Item = SocketAddr> + Send + use<> {
-    let exclude = options.exclude.clone();
+    let exclude = Extent::of(&options.exclude);
     let port = options.port;
-    let single = options.targets.len() == 1;
-    // One target cannot name an address twice; several can, and then what was asked is remembered.
-    let mut asked = BTreeSet::new();
-    options
-        .targets
-        .clone()
+    // Ports apart, what earlier targets named. Ranges, so that a /8 costs no more than an address.
+    let mut asked: BTreeMap<u16, Extent> = BTreeMap::new();
+    let mut targets = live(&options.targets);
+    targets.extend(options.targets.iter().cloned());
+    targets
         .into_iter()
         .flat_map(move |target| {
             let port = target.port().unwrap_or(port);
-            target.hosts().map(move |ip| SocketAddr::new(ip, port))
+            let before = asked.entry(port).or_default();
+            let earlier = before.clone();
+            before.insert_hosts(&target);
+            target.hosts().filter(move |ip| !earlier.contains(*ip)).map(move |ip| SocketAddr::new(ip, port))
         })
-        .filter(move |peer| !excluded(&exclude, peer.ip()))
-        .filter(move |peer| single || asked.insert(*peer))
+        .filter(move |peer| !exclude.contains(peer.ip()))
 }
 
-fn excluded(exclude: &[IpNet], ip: IpAddr) -> bool {
-    exclude.iter().any(|prefix| prefix.contains(&ip))
+/// The addresses of prefixes and ranges that answered this machine's ARP or ND lately.
+fn live(targets: &[Target]) -> Vec<Target> {
+    let neighbours = routes::neighbours();
+    let within = |target: &Target| {
+        let mut hosts = Extent::default();
+        hosts.insert_hosts(target);
+        let port = target.port();
+        neighbours
+            .iter()
+            .filter(move |ip| hosts.contains(**ip))
+            .map(move |ip| Target::Host(*ip, port))
+            .collect::<Vec<_>>()
+    };
+    targets.iter().filter(|target| target.count() > 1).flat_map(within).collect()
+}
+
+/// How many sockets would be asked, and how many are excluded; not by walking through them.
+fn count(options: &Options) -> (u64, u64) {
+    let (named, excluded) = extent::count(&options.targets, options.port, &options.exclude);
+    (named - excluded, excluded)
 }
 
 /// What [`run`] would send.
 pub(crate) fn explain(options: &Options) -> Explanation {
-    let addresses = u64::try_from(peers(options).count()).unwrap_or(u64::MAX);
-    let named: u64 = options.targets.iter().map(Target::count).sum();
+    let (addresses, excluded) = count(options);
     let tries = 1 + u64::from(options.retries);
     let credentials = u64::try_from(options.credentials.len()).unwrap_or(1).max(1);
     let packets_at_most = addresses.saturating_mul(tries).saturating_mul(credentials);
@@ -134,7 +156,7 @@ pub(crate) fn explain(options: &Options) -> Explanation {
         packets_at_most,
         packets_at_least: addresses,
         seconds_at_most: (options.rate > 0).then(|| packets_at_most as f64 / f64::from(options.rate)),
-        excluded: named.saturating_sub(addresses),
+        excluded,
         http_ports: options.http.clone(),
         ipp: options.ipp,
         explore: options.hops.map(|most| hops::plan(options, most)),
@@ -159,6 +181,7 @@ pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> an
         rate: options.rate,
         timeout: options.timeout,
         retries: options.retries,
+        find_engines: options.find_engines,
         ..snmp::Options::default()
     })
     .await
@@ -169,7 +192,7 @@ pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> an
         options.targets = found.targets(std::mem::take(&mut options.targets));
         // A router that answered is no printer, and one that refused a user must not be asked by it again.
         options.exclude.extend(found.routers.iter().copied().map(IpNet::from));
-        drop(tell.send(Finding::Addresses(u64::try_from(peers(&options).count()).unwrap_or(u64::MAX))).await);
+        drop(tell.send(Finding::Addresses(count(&options).0)).await);
     }
     let mut events = snmp.sweep(Sweep {
         peers: Box::new(peers(&options)),
@@ -256,14 +279,24 @@ impl Pass {
                 let (snmp, asking, visits) = (snmp.clone(), self.asking.clone(), self.visits.clone());
                 let scripts = self.scripts.clone();
                 reads.spawn(async move {
-                    let mut finished = device::read(&snmp, peer, &credential, None, Patience::Normal).await;
-                    let pages = Web { ports: asking.ports.clone() };
-                    script::improve(&scripts, &snmp, peer, &credential, &pages, &mut finished).await;
+                    let glimpsed = Some(ReadPlan::glimpsed(&answer.response.varbinds));
+                    let mut finished = device::read(
+                        &snmp,
+                        peer,
+                        &credential,
+                        glimpsed,
+                        Patience::Normal,
+                        scripts.profiles(),
+                    )
+                    .await;
+                    // One pass and no pages' login: there is nothing to remember.
+                    let _learnt =
+                        script::improve(&scripts, &snmp, peer, &credential, &asking, &mut finished).await;
                     let Some(reading) = finished.reading else { return (peer, None) };
                     (peer, Some(visit(&visits, &asking, peer.ip(), reading).await))
                 });
             }
-            SweepEvent::Progress { done } => self.tell(Finding::Progress(done)).await,
+            SweepEvent::Progress { done, .. } => self.tell(Finding::Progress(done)).await,
             SweepEvent::NeedsCredentials { peer, .. } => {
                 self.summary.responders += 1;
                 self.tell(Finding::Remark(format!("{}: needs credentials (SNMPv3)", peer.ip()))).await;

@@ -4,20 +4,21 @@
 //! upstream link is held, only under a claim that was committed in this leadership and is renewed by
 //! commits; its deadline counts from when the renewal was sent.
 
+mod ways;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use quire_coordinator::claim::Claim as ClaimCore;
+use quire_coordinator::found;
 use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
 use quire_coordinator::planner::{self, Change, CurrentUnit, NodeView, PlanView};
 use quire_coordinator::rows;
-use quire_coordinator::settings::Settings;
-use quire_coordinator::topology::{Reach, ReachMap};
 use quire_proto::id::{Epoch, Millis, NodeId, UnitId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Claim, Grant, Heard, Link, Member, Plan, ReachRow, UnitRow};
+use quire_proto::store::{Claim, ForgetReaches, Grant, Heard, Link, Member, Plan, ReachRow, UnitRow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +69,8 @@ struct PlanInputs {
     /// Id, zone, draining, witness, alive.
     members: Vec<(u64, String, bool, bool, bool)>,
     reaches: Vec<ReachRow>,
+    /// Of routers and found segments.
+    explored_index: u64,
     /// Lazy balancing depends on time too.
     turn: u64,
 }
@@ -281,6 +284,7 @@ impl Leader {
                 .map(|m| (m.id, m.zone.clone(), m.draining, m.witness, self.seen(m).0))
                 .collect(),
             reaches: reaches.clone(),
+            explored_index: meta.explored_index,
             turn: now.0 / LOOK_AGAIN_MS,
         };
         if self.planned.as_ref() == Some(&inputs) {
@@ -296,9 +300,20 @@ impl Leader {
                 return Ok(());
             }
         };
-        let changes =
-            planner::plan(&self.plan_view(&settings, rows::units(&tables)?, members, &reaches, now));
+        let segments = rows::segments(&tables)?;
+        let reach = ways::reach_map(&reaches, &segments);
+        let found = found::wanted(&segments, &settings.discovery, &reach);
+        let view = PlanView {
+            current: rows::units(&tables)?.into_iter().filter_map(current_unit).collect(),
+            wanted: planner::units_with(&settings, &found),
+            nodes: self.node_views(members),
+            reach,
+            now,
+        };
+        let changes = planner::plan(&view);
+        let unwanted = ways::unwanted(&reaches, &settings, &segments, &view.wanted);
         drop(tables);
+        self.forget(claim, unwanted).await;
         // What was not committed is planned again at the next tick, not at the next change.
         self.planned = match self.commit(claim, changes).await? {
             true => {
@@ -310,15 +325,8 @@ impl Leader {
         Ok(())
     }
 
-    fn plan_view(
-        &self,
-        settings: &Settings,
-        units: Vec<UnitRow>,
-        members: &[Member],
-        reaches: &[ReachRow],
-        now: Millis,
-    ) -> PlanView {
-        let nodes = members.iter().map(|member| {
+    fn node_views(&self, members: &[Member]) -> Vec<NodeView> {
+        let view = |member: &Member| {
             let (alive, since) = self.seen(member);
             NodeView {
                 id: NodeId(member.id),
@@ -329,13 +337,19 @@ impl Leader {
                 witness: member.witness,
                 can_collect: true,
             }
-        });
-        PlanView {
-            current: units.into_iter().filter_map(current_unit).collect(),
-            wanted: planner::units(settings),
-            nodes: nodes.collect(),
-            reach: reach_map(reaches),
-            now,
+        };
+        members.iter().map(view).collect()
+    }
+
+    /// Ways to segments that nobody wants any more are no news; the next look tries again where this fails.
+    async fn forget(&self, claim: Epoch, mut segments: Vec<String>) {
+        segments.truncate(PLAN_ROWS);
+        if segments.is_empty() {
+            return;
+        }
+        let forget = Kind::ForgetReaches(ForgetReaches { claim: claim.0, segments });
+        if let Err(error) = self.cluster.propose_here(forget, PATIENCE).await {
+            tracing::debug!(%error, "old ways not forgotten yet");
         }
     }
 
@@ -383,15 +397,4 @@ fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {
         segment,
     };
     Some((id, current))
-}
-
-fn reach_map(rows: &[ReachRow]) -> ReachMap {
-    let mut map = ReachMap::new();
-    for row in rows {
-        let Some(reach) = &row.reach else { continue };
-        let Ok(segment) = reach.segment.parse() else { continue };
-        let way = Reach { hops: reach.hops, reachable: reach.reachable };
-        map.entry(segment).or_default().insert(NodeId(row.node), way);
-    }
-    map
 }

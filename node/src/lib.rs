@@ -1,6 +1,6 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
-//! Floors, lowest first: `clock tls telemetry` < `snmp cluster routes` < `device` < `collector leader upstream
+//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `collector leader upstream
 //! discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
 
 pub mod cli;
@@ -10,7 +10,10 @@ mod collector;
 mod config;
 mod console;
 pub mod device;
+mod dice;
 mod discovery;
+#[doc(hidden)]
+pub mod fuzz;
 mod leader;
 mod routes;
 pub mod snmp;
@@ -29,19 +32,29 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use cluster::{Cluster, Start};
-use collector::{Collector, Reachability, Reporter};
+use collector::{Collector, Explorer, LocalPrinters, Reachability, Reporter, ScriptKeeper};
 use config::NodeOptions;
 use console::Site;
+use device::browser::Browser;
 use device::script::Scripts;
 use leader::Leader;
 use snmp::Snmp;
 use upstream::Upstream;
 
+/// What is to happen once a node has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nothing: it was told to end.
+    End,
+    /// It starts again, as the only member of its cluster.
+    Recover,
+}
+
 /// Runs a node until it is told to stop; every long-lived task is spawned here, by name.
 ///
 /// # Errors
 /// When it cannot start, or a task ends that should not.
-pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
+pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<After> {
     let console_address = options.console;
     let data_dir = options.data_dir.clone();
     let witness = options.witness;
@@ -51,11 +64,12 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     tracing::info!(node = %me.name, id = %me.id, cluster = %me.cluster_name, "started");
     let snmp = Snmp::bind(snmp::Options::default()).await.context("open the SNMP sockets")?;
     let stop = CancellationToken::new();
-    let collect = stop.child_token();
+    let (collect, recover) = (stop.child_token(), CancellationToken::new());
     let (held, claim) = watch::channel(None);
     let (tell_link, link) = watch::channel(Link::default());
     let (reporter, proposer) = Reporter::new(cluster.clone());
-    let scripts = Scripts::built_in();
+    let scripts = Scripts::with_recordings(data_dir.join("recordings"));
+    let browser = Browser::new(&data_dir);
     let site = Arc::new(Site {
         cluster: cluster.clone(),
         scripts: scripts.clone(),
@@ -64,9 +78,10 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
         enroll: enroll_with(cluster.clone()),
         open: console_address.ip().is_loopback(),
         stop: stop.clone(),
+        recover: recover.clone(),
     });
     let leader = Leader::new(cluster.clone(), held, link);
-    let upstream = Upstream::new(cluster.clone(), claim, tell_link);
+    let upstream = Upstream::new(cluster.clone(), scripts.clone(), claim, tell_link);
 
     let mut tasks = Tasks::default();
     tasks.spawn("leader", leader.run(stop.clone()));
@@ -76,20 +91,28 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     tasks.spawn("console", console::serve(Arc::clone(&site), console_address));
     tasks.spawn("control", console::serve_control(site, data_dir));
     if !witness {
+        tasks.spawn("explorer", Explorer::new(cluster.clone(), snmp.clone()).run(stop.clone()));
         tasks.spawn(
             "collector",
-            Collector::new(cluster.clone(), snmp, reporter, scripts).run(collect.clone()),
+            Collector::new(cluster.clone(), snmp, reporter.clone(), scripts.clone(), browser.clone())
+                .run(collect.clone()),
         );
+        tasks.spawn("local", LocalPrinters::new(cluster.clone(), reporter).run(stop.clone()));
+        tasks.spawn("scripts", ScriptKeeper::new(cluster.clone(), scripts).run(stop.clone()));
         tasks.spawn("reachability", Reachability::new(cluster.clone()).run(stop.clone()));
     }
-    let first = tasks.until_told().await?;
-    if first.is_none() {
+    let first = tokio::select! {
+        told = tasks.until_told() => told?,
+        () = recover.cancelled() => None,
+    };
+    if first.is_none() && !recover.is_cancelled() {
         collect.cancel();
         take_leave(&cluster).await;
     }
     let ended = tasks.stop(first, &stop).await;
+    browser.close().await;
     cluster.shutdown().await;
-    ended
+    ended.map(|()| if recover.is_cancelled() { After::Recover } else { After::End })
 }
 
 /// Ends the process whose directory other members know to be an old one or a copy.

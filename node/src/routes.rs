@@ -4,6 +4,7 @@
 //! which can never hold a printer (loopback, bridges of containers and virtual machines) are left out of [`own_view`].
 
 pub(crate) mod distance;
+mod neighbours;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,11 +13,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
-use quire_coordinator::explore::RouterView;
+use quire_coordinator::explore::{self, MAX_NEIGHBOURS, RouterView};
 
-/// Names of interfaces that lead to containers and virtual machines on this very machine. A default route into such a
-/// bridge has made sweeps of other products last for hours.
-const INSIDE: [&str; 8] = ["docker", "br-", "virbr", "cni", "podman", "lxcbr", "lxdbr", "flannel"];
+pub(crate) use neighbours::neighbours;
 
 /// Routes that are read of the kernel; a machine with more is a router of the internet.
 const MOST_ROUTES: usize = 4_096;
@@ -42,12 +41,14 @@ pub(crate) fn own_view() -> RouterView {
         addresses: own.iter().map(IpNet::addr).collect(),
         attached: own.iter().map(IpNet::trunc).collect(),
         routes: routes.take(MOST_ROUTES).collect(),
-        neighbours: BTreeSet::new(),
+        adjacent: BTreeSet::new(),
+        neighbours: neighbours().into_iter().take(MAX_NEIGHBOURS).collect(),
     }
 }
 
+/// On this machine every bridge of this kind of name is one of containers; on a router `br-lan` is the LAN.
 fn is_inside(interface: &str) -> bool {
-    INSIDE.iter().any(|name| interface.starts_with(name))
+    explore::is_inside(interface) || interface.starts_with("br-")
 }
 
 /// Address and prefix length.

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::address::Mac;
-use crate::reading::{Condition, Counters, Facts, Reading, Status, Supply, SupplyKind, SupplyState, Via};
+use crate::reading::{
+    Condition, Counters, Facts, Other, Reading, Status, Supply, SupplyKind, SupplyState, Via,
+};
 use crate::reading_wire as wire;
 
 /// The stored octets of a reading; the same reading always gives the same octets.
@@ -47,6 +49,7 @@ pub fn encode(reading: &Reading) -> Bytes {
             .map(|(field, from)| wire::Source { field: field.clone(), from: from.clone() })
             .collect(),
         via: u32::try_from(bits(Via::ALL, &reading.via)).unwrap_or(0),
+        others: reading.others.iter().map(encode_other).collect(),
     }
     .encode_to_vec()
     .into()
@@ -92,7 +95,17 @@ pub fn decode(stored: &[u8]) -> Result<Reading, prost::DecodeError> {
         display: reading.display,
         sources: reading.sources.into_iter().map(|source| (source.field, source.from)).collect(),
         via: unbits(Via::ALL, u64::from(reading.via)),
+        others: reading.others.into_iter().map(decode_other).collect(),
     })
+}
+
+fn encode_other(other: &Other) -> wire::Other {
+    let Other { field, value, source, why } = other.clone();
+    wire::Other { field, value, from: source, why }
+}
+
+fn decode_other(other: wire::Other) -> Other {
+    Other { field: other.field, value: other.value, source: other.from, why: other.why }
 }
 
 fn encode_supply(supply: &Supply) -> wire::Supply {
@@ -184,6 +197,12 @@ mod tests {
                 display: None,
                 sources: [("serial".to_owned(), "1.3".to_owned())].into(),
                 via: vec![Via::SnmpV2c, Via::Http],
+                others: vec![Other {
+                    field: "counters.total".into(),
+                    value: 7,
+                    source: "1.3".into(),
+                    why: "x".into(),
+                }],
             })
     }
 

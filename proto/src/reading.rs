@@ -28,6 +28,21 @@ pub struct Reading {
     pub sources: BTreeMap<String, String>,
     /// The protocols that contributed, in the order of [`Via`].
     pub via: Vec<Via>,
+    /// Values that disagree with one that stands above.
+    pub others: Vec<Other>,
+}
+
+/// A value that was told and not chosen: nothing that a device says of its counters is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Other {
+    /// As in [`Reading::sources`].
+    pub field: String,
+    /// What it said.
+    pub value: u64,
+    /// Where it came from.
+    pub source: String,
+    /// Why the other one stands.
+    pub why: String,
 }
 
 /// Identity and description.

@@ -238,6 +238,22 @@ impl Cluster {
         })
     }
 
+    /// Makes a node from a backup, with `more` options, and starts it.
+    pub fn restore(&mut self, name: &str, backup: &str, more: &[&str]) -> Result<()> {
+        self.add(name)?;
+        let node = self.node(name)?;
+        let (data, listen) = (node.data.display().to_string(), node.listen.to_string());
+        let plain = ["--data-dir", &data, "restore", backup, "--name", name, "--listen", &listen];
+        self.programs.quire(&[&plain, more].concat())?.ok()?;
+        let console = self.node(name)?.console.to_string();
+        self.spawn_with(name, &["--console", &console])?;
+        wait(&format!("{name} to lead what was restored"), TRANSITION, || {
+            self.still_runs(name)?;
+            ensure!(self.status_of(name)?.quorum, "{name} has no quorum");
+            Ok(())
+        })
+    }
+
     /// A fresh join token.
     pub fn token(&self) -> Result<String> {
         let said = self.any(&["token", "create"])?.ok()?;
@@ -269,16 +285,21 @@ impl Cluster {
     }
 
     fn spawn(&mut self, name: &str, first_start: &[&str]) -> Result<()> {
+        let node = self.node(name)?;
+        let (listen, console) = (node.listen.to_string(), node.console.to_string());
+        let told = ["--name", name, "--listen", &listen, "--console", &console];
+        match first_start.is_empty() {
+            true => self.spawn_with(name, &[]),
+            false => self.spawn_with(name, &[&told, first_start].concat()),
+        }
+    }
+
+    fn spawn_with(&mut self, name: &str, options: &[&str]) -> Result<()> {
         let log = self.log_of(name);
         let program = self.programs.path("quire");
         let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
         let data = node.data.display().to_string();
-        let (listen, console) = (node.listen.to_string(), node.console.to_string());
-        let mut args = vec!["node", "--data-dir", &data];
-        if !first_start.is_empty() {
-            args.extend(["--name", name, "--listen", &listen, "--console", &console]);
-            args.extend(first_start);
-        }
+        let args = [&["node", "--data-dir", &data], options].concat();
         node.process = Some(Process::start(name, &program, &args, &log)?);
         Ok(())
     }
@@ -451,6 +472,17 @@ impl Cluster {
         ended.map(drop)
     }
 
+    /// Waits until a node has ended by itself; gives its exit status and its log.
+    pub fn await_end(&mut self, name: &str) -> Result<(Option<i32>, String)> {
+        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
+        let process = node.process.as_mut().with_context(|| format!("{name} does not run"))?;
+        let ended = wait(&format!("{name} to end"), TRANSITION, || process.ended().context("it still runs"))?;
+        self.errors.extend(process.errors());
+        let log = process.log();
+        node.process = None;
+        Ok((ended.code(), log))
+    }
+
     /// Starts a node again, with nothing but its data directory.
     pub fn restart(&mut self, name: &str) -> Result<()> {
         self.spawn(name, &[])
@@ -540,7 +572,7 @@ pub fn own_host() -> IpAddr {
 #[must_use]
 pub fn settings(segments: &[&str], port: u16, rate: u32) -> String {
     format!(
-        "[discovery]\nsegments = {segments:?}\nrate = {rate}\nport = {port}\n\n[metering]\nevery = \"10s\"\n\n\
+        "[discovery]\nsegments = {segments:?}\nlocal = false\nrate = {rate}\nport = {port}\n\n[metering]\nevery = \"10s\"\n\n\
          [[snmp]]\nversion = \"2c\"\ncommunity = \"public\"\n\n[http]\nchromium = false\n"
     )
 }

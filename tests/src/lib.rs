@@ -3,12 +3,16 @@
 //! Nothing in this crate is part of the product. The simulator ([`printer`], [`fleet`]) speaks its own BER
 //! ([`ber`]) so that the node is tested against an independent peer.
 
+pub mod bench;
 pub mod ber;
 pub mod cluster;
 pub mod counts;
 pub mod fleet;
+pub mod lab;
 pub mod mib;
 pub mod models;
 pub mod printer;
 pub mod process;
+pub mod responder;
+pub mod routed;
 pub mod world;

@@ -190,7 +190,7 @@ pub fn complain(text: &str) {
 /// `setpriv --pdeathsig` makes the kernel kill the child when the thread that started it ends, however it
 /// ends; without it only [`Drop`] does. `QUIRE_…` of the caller must not reach a program under test: every
 /// option can be given by such a variable.
-fn dying_with_parent(program: &Path) -> Command {
+pub fn dying_with_parent(program: &Path) -> Command {
     let setpriv = Path::new("/usr/bin/setpriv");
     let mut command = if setpriv.exists() {
         let mut command = Command::new(setpriv);

@@ -66,6 +66,21 @@ impl Snmpd {
         })?;
         Ok(snmpd)
     }
+
+    /// usmStatsWrongDigests.0 (RFC 3414): messages that it refused for their authentication password.
+    pub fn wrong_digests(&self) -> Result<u64> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let name: &[u32] = &[1, 3, 6, 1, 6, 3, 15, 1, 1, 5, 0];
+        let question = ber::write_request(ber::V2C, Snmpd::COMMUNITY, pdu::GET, 1, (0, 0), &[name]);
+        socket.send_to(&question, self.address)?;
+        let mut buffer = [0; 2048];
+        let (length, _) = socket.recv_from(&mut buffer).context("snmpd is silent")?;
+        let (_, _, varbinds) = ber::read_response(&buffer[..length]).context("snmpd answers nonsense")?;
+        let (_, tag, content) = varbinds.first().context("snmpd answers nothing")?;
+        ensure!(*tag == ber::tag::COUNTER32, "snmpd has no such counter: tag {tag:#x}");
+        Ok(content.iter().fold(0, |number, octet| number << 8 | u64::from(*octet)))
+    }
 }
 
 /// Whether something answers a v1 GETNEXT with community `public` there.

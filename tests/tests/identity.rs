@@ -5,7 +5,22 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use quire_tests::cluster::{COMMAND, Cluster, TRANSITION};
 use quire_tests::process::{Output, run, wait};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Three nodes, the third one's data directory, and where a copy of it may go.
+fn three() -> Result<(Cluster, PathBuf, PathBuf)> {
+    let cluster = Cluster::start(&["n1", "n2", "n3"])?;
+    let (data, copied) = (cluster.node("n3")?.data.clone(), cluster.scratch("copy"));
+    Ok((cluster, data, copied))
+}
+
+/// The third node's directory is `old` again: it is refused, and the others go on.
+fn refused_when_put_back(cluster: Cluster, data: &Path, old: &Path) -> Result<()> {
+    replace(data, old)?;
+    refused(&node(&cluster, data, &[])?, "data directory is older than acknowledged")?;
+    goes_on(&cluster)?;
+    cluster.finish()
+}
 
 /// Copies a directory as `cp` does.
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -43,17 +58,13 @@ fn goes_on(cluster: &Cluster) -> Result<()> {
 #[test]
 fn a_directory_put_back_from_before_its_last_start_is_refused() {
     let scenario = || -> Result<()> {
-        let mut cluster = Cluster::start(&["n1", "n2", "n3"])?;
-        let (data, old) = (cluster.node("n3")?.data.clone(), cluster.scratch("old"));
+        let (mut cluster, data, old) = three()?;
         cluster.stop("n3")?;
         copy(&data, &old)?;
         cluster.restart("n3")?;
         cluster.await_whole()?;
         cluster.stop("n3")?;
-        replace(&data, &old)?;
-        refused(&node(&cluster, &data, &[])?, "data directory is older than acknowledged")?;
-        goes_on(&cluster)?;
-        cluster.finish()
+        refused_when_put_back(cluster, &data, &old)
     };
     scenario().unwrap();
 }
@@ -61,8 +72,7 @@ fn a_directory_put_back_from_before_its_last_start_is_refused() {
 #[test]
 fn a_machine_set_back_to_a_snapshot_of_its_disk_is_refused() {
     let scenario = || -> Result<()> {
-        let mut cluster = Cluster::start(&["n1", "n2", "n3"])?;
-        let (data, old) = (cluster.node("n3")?.data.clone(), cluster.scratch("old"));
+        let (mut cluster, data, old) = three()?;
         // What a snapshot of a running machine's disk holds.
         cluster.signal("n3", Signal::SIGSTOP)?;
         copy(&data, &old)?;
@@ -71,10 +81,7 @@ fn a_machine_set_back_to_a_snapshot_of_its_disk_is_refused() {
         goes_on(&cluster)?;
         goes_on(&cluster)?;
         cluster.kill("n3")?;
-        replace(&data, &old)?;
-        refused(&node(&cluster, &data, &[])?, "data directory is older than acknowledged")?;
-        goes_on(&cluster)?;
-        cluster.finish()
+        refused_when_put_back(cluster, &data, &old)
     };
     scenario().unwrap();
 }
@@ -82,8 +89,7 @@ fn a_machine_set_back_to_a_snapshot_of_its_disk_is_refused() {
 #[test]
 fn a_copy_beside_the_original_is_refused() {
     let scenario = || -> Result<()> {
-        let mut cluster = Cluster::start(&["n1", "n2", "n3"])?;
-        let (data, copied) = (cluster.node("n3")?.data.clone(), cluster.scratch("copy"));
+        let (mut cluster, data, copied) = three()?;
         cluster.stop("n3")?;
         copy(&data, &copied)?;
         cluster.restart("n3")?;

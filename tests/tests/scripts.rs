@@ -1,4 +1,5 @@
-//! `quire script`: tried on a recording without a node, put on one node, in force on the other, and gone again.
+//! `quire script`: tried on a recording without a node, put, tried on one node, in force on both, taken back where it
+//! fails, and gone again.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -25,18 +26,30 @@ const RECORDING: &str = "\
 1.3.6.1.2.1.43.10.2.1.4.1.1|65|900
 ";
 
-/// For a sweep of a /29 and a second read of what it found, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For a sweep of a /29, and for the ten reads and the half minute of a trial, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn scripts(cluster: &Cluster, node: &str) -> Result<Vec<Value>> {
     cluster.quire(node, &["script", "list", "--format", "json"])?.json()
 }
 
-/// The version and hash of the script as a node has it.
-fn version(cluster: &Cluster, node: &str) -> Result<Option<(String, String)>> {
+/// The versions of the script as a node has them, each with its state.
+fn versions(cluster: &Cluster, node: &str) -> Result<Vec<(String, String)>> {
     let rows = scripts(cluster, node)?;
-    let row = rows.iter().find(|row| row["name"] == "one-more");
-    Ok(row.map(|row| (row["version"].to_string(), row["sha256"].to_string())))
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mine = rows.iter().filter(|row| row["name"] == "one-more");
+    Ok(mine.map(|row| (text(&row["version"]), text(&row["state"]))).collect())
+}
+
+fn wait_for(cluster: &Cluster, wanted: &[(&str, &str)]) -> Result<()> {
+    wait("the versions of the script on both nodes", PATIENCE, || {
+        for node in ["n1", "n2"] {
+            let seen = versions(cluster, node)?;
+            let same = seen.iter().map(|(v, s)| (v.as_str(), s.as_str())).eq(wanted.iter().copied());
+            ensure!(same, "{node} has {seen:?}, not {wanted:?}");
+        }
+        Ok(())
+    })
 }
 
 #[test]
@@ -62,15 +75,11 @@ fn scenario() -> Result<()> {
     ensure!(tried[0]["reading"]["counters"]["total"] == 1_000_000_900, "it is {}", tried[0]);
     ensure!(tried[0]["changes"][0]["before"] == 900, "it is {}", tried[0]);
 
-    // Put: the same version on both nodes, and what they read says so.
+    // Put: tried where the devices are, then in force on both nodes.
     let built_in = scripts(&cluster, "n2")?.len();
     ensure!(built_in > 0, "no built-in scripts");
     cluster.quire("n1", &["script", "put", path])?.ok()?;
-    wait("the script on the other node", PATIENCE, || {
-        let versions = (version(&cluster, "n1")?, version(&cluster, "n2")?);
-        ensure!(versions.0.is_some() && versions.0 == versions.1, "they are {versions:?}");
-        Ok(())
-    })?;
+    wait_for(&cluster, &[("1", "trial")])?;
     cluster.apply(&settings(&["127.46.0.0/29"], port, 500))?;
     wait("readings with the script", PATIENCE, || {
         let devices = cluster.list(&["devices"])?;
@@ -80,23 +89,34 @@ fn scenario() -> Result<()> {
         ensure!(devices.iter().all(more), "{devices:?}");
         Ok(())
     })?;
+    wait_for(&cluster, &[("1", "active")])?;
 
-    // Replaced by a broken one: refused, the old one stays. Then by a newer one.
+    // Replaced by a broken one: refused, the old one stays. Then by a newer one, at once.
     let broken = cluster.scratch("broken.rhai");
     std::fs::write(&broken, "//! name: one-more\n//! version: 2\n//! match: family x\nlet = 1;")
         .context("write it")?;
     ensure!(cluster.quire("n1", &["script", "put", broken.to_str().context("a path")?])?.ok().is_err());
     std::fs::write(&file, ONE_MORE.replace("VERSION", "3")).context("write the script")?;
-    cluster.quire("n2", &["script", "put", path])?.ok()?;
-    wait("the new version", PATIENCE, || {
-        let seen = version(&cluster, "n1")?.context("it is gone")?;
-        ensure!(seen.0.contains('3'), "it is {seen:?}");
-        Ok(())
-    })?;
+    cluster.quire("n2", &["script", "put", path, "--now"])?.ok()?;
+    wait_for(&cluster, &[("3", "active")])?;
+
+    // One that fails on every device comes back from its trial by itself.
+    std::fs::write(&file, ONE_MORE.replace("VERSION", "4") + "throw \"no\";").context("write the script")?;
+    cluster.quire("n1", &["script", "put", path])?.ok()?;
+    wait_for(&cluster, &[("3", "active"), ("4", "taken-back")])?;
+
+    // One that fails on a recording of the node is not even put.
+    let held = cluster.node("n1")?.data.join("recordings");
+    std::fs::create_dir_all(&held).context("make a folder of recordings")?;
+    std::fs::copy(&recording, held.join("brother.snmprec")).context("keep a recording")?;
+    std::fs::write(&file, ONE_MORE.replace("VERSION", "5") + "throw \"no\";").context("write the script")?;
+    let refused = cluster.quire("n1", &["script", "put", path])?;
+    ensure!(refused.ok().is_err(), "a script that fails on a recording was put");
+    wait_for(&cluster, &[("3", "active"), ("4", "taken-back")])?;
 
     cluster.quire("n1", &["script", "remove", "one-more"])?.ok()?;
     wait("the script to go", PATIENCE, || {
-        ensure!(version(&cluster, "n2")?.is_none() && scripts(&cluster, "n2")?.len() == built_in);
+        ensure!(versions(&cluster, "n2")?.is_empty() && scripts(&cluster, "n2")?.len() == built_in);
         Ok(())
     })?;
     ensure!(cluster.quire("n1", &["script", "remove", "one-more"])?.ok().is_err(), "removed twice");
@@ -107,6 +127,7 @@ fn scenario() -> Result<()> {
     let audit = cluster.list(&["audit"])?;
     let put =
         audit.iter().filter(|row| row["what"].as_str().is_some_and(|what| what.contains("script"))).count();
-    ensure!(put == 3, "{put} changes of scripts in the audit");
+    // Put, in force, put, put, taken back, removed.
+    ensure!(put >= 6, "{put} changes of scripts in the audit");
     cluster.finish()
 }

@@ -217,7 +217,16 @@ impl Cluster {
             mode: "service".to_owned(),
             wire_version: quire_proto::WIRE_VERSION,
             version: "0.1.0".to_owned(),
+            outbox_base: 0,
         })
+    }
+
+    /// The Hello of a cluster that was recovered and numbers from `base` on.
+    pub fn recovered(&self, node: u64, base: u64) -> from_site::What {
+        match self.hello(node) {
+            from_site::What::Hello(hello) => from_site::What::Hello(Hello { outbox_base: base, ..hello }),
+            other => other,
+        }
     }
 
     /// A link that was welcomed, and the mark.
@@ -314,9 +323,11 @@ pub fn entry(seq: u64) -> Vec<u8> {
         reading: convert::encode(&reading(seq)),
         late: false,
         address: format!("127.2.0.{}", seq % 3),
+        ..Default::default()
     };
     let first_seen_ms = 1_600_000_000_000;
-    wire::OutboxEntry { seq, row: Some(row), zone: "hq".to_owned(), first_seen_ms }.encode_to_vec()
+    let zone = "hq".to_owned();
+    wire::OutboxEntry { seq, row: Some(row), zone, first_seen_ms, ..Default::default() }.encode_to_vec()
 }
 
 pub fn entries(from: u64, to: u64) -> Vec<Vec<u8>> {

@@ -20,7 +20,7 @@ fn router(addresses: &[&str], routes: &[(&str, &str)]) -> RouterView {
         addresses: nets.iter().map(IpNet::addr).collect(),
         attached: nets.iter().map(IpNet::trunc).collect(),
         routes: routes.iter().map(|(to, via)| (net(to), ip(via))).collect(),
-        neighbours: BTreeSet::new(),
+        ..RouterView::default()
     }
 }
 
@@ -99,6 +99,28 @@ fn behind_a_silent_router_nothing_is_believed() {
 }
 
 #[test]
+fn a_measured_distance_stands_for_a_silent_router() {
+    let (own, mut routers) = chain();
+    routers[1].addresses.clear();
+    let bounds = Bounds { measured: [net("10.3.0.0/24")].into(), ..hops(5) };
+    let (map, _) = explore(bounds, &own, &routers, true);
+    assert_eq!(distances(&map)["10.3.0.0/24"], (2, Verdict::Accepted));
+}
+
+#[test]
+fn routers_known_by_lldp_and_cdp_are_asked() {
+    let own = router(&["10.0.0.2/24"], &[("0.0.0.0/0", "10.0.0.1")]);
+    let mut r1 = router(&["10.0.0.1/24", "10.0.12.1/30"], &[]);
+    r1.adjacent = ["10.0.12.2", "203.0.113.9", "10.0.0.1"].map(ip).into();
+    let r2 = router(&["10.0.12.2/30", "10.2.0.1/24"], &[]);
+    let (map, asked) = explore(hops(2), &own, &[r1.clone(), r2.clone()], true);
+    assert_eq!(asked, [ip("10.0.0.1"), ip("10.0.12.2")]);
+    assert_eq!(distances(&map)["10.2.0.0/24"], (2, Verdict::Accepted));
+    let (map, asked) = explore(hops(1), &own, &[r1, r2], true);
+    assert_eq!((asked.len(), map.segments.len()), (1, 2));
+}
+
+#[test]
 fn a_host_with_two_links_is_no_router() {
     let (own, mut routers) = chain();
     routers[0].forwarding = Some(false);
@@ -120,24 +142,23 @@ fn nobody_outside_the_house_is_asked() {
         ],
     );
     let r1 = router(
-        &["10.0.0.1/24", "198.51.100.2/30", "127.0.0.1/8", "172.16.0.1/15", "10.20.0.1/15", "10.66.0.1/24"],
+        &["10.0.0.1/24", "198.51.100.2/30", "127.0.0.1/8", "172.16.0.1/15", "10.32.0.1/11", "10.66.0.1/24"],
         &[("0.0.0.0/0", "198.51.100.1")],
     );
-    let bounds =
-        Bounds { hops: 4, exclude: vec![net("10.0.0.9/32"), net("10.66.0.0/16")], given: Vec::new() };
+    let bounds = Bounds { exclude: vec![net("10.0.0.9/32"), net("10.66.0.0/16")], ..hops(4) };
     let (map, asked) = explore(bounds.clone(), &own, std::slice::from_ref(&r1), true);
     assert_eq!(asked, [ip("10.0.0.1")]);
     let found = distances(&map);
     assert_eq!(found["198.51.100.0/30"].1, Verdict::NotPrivate);
-    assert_eq!(found["10.20.0.0/15"].1, Verdict::TooLarge);
+    assert_eq!(found["10.32.0.0/11"].1, Verdict::TooLarge);
     assert_eq!(found["10.66.0.0/24"].1, Verdict::Excluded);
     assert!(!found.contains_key("127.0.0.0/8"), "{found:?}");
     // What the operator names is in the house.
-    let given = Bounds { given: vec![net("198.51.100.0/24"), net("10.20.0.0/15")], ..bounds };
+    let given = Bounds { given: vec![net("198.51.100.0/24"), net("10.32.0.0/11")], ..bounds };
     let (map, asked) = explore(given, &own, &[r1], true);
     assert_eq!(asked, [ip("10.0.0.1"), ip("198.51.100.1")]);
     let found = distances(&map);
-    assert_eq!((found["198.51.100.0/30"].1, found["10.20.0.0/15"].1), (Verdict::Accepted, Verdict::Accepted));
+    assert_eq!((found["198.51.100.0/30"].1, found["10.32.0.0/11"].1), (Verdict::Accepted, Verdict::Accepted));
 }
 
 #[test]
@@ -145,7 +166,7 @@ fn ipv6_prefixes_are_not_swept_but_neighbours_are_known() {
     let own = router(&["10.0.0.2/24"], &[("0.0.0.0/0", "10.0.0.1")]);
     let mut r1 = router(&["10.0.0.1/24", "10.1.0.1/24", "fd00:1::1/64"], &[]);
     r1.neighbours = ["fd00:1::7", "fe80::7", "10.1.0.9", "10.66.0.9", "fd00:1::66"].map(ip).into();
-    let bounds = Bounds { hops: 1, exclude: vec![net("fd00:1::66/128")], given: Vec::new() };
+    let bounds = Bounds { exclude: vec![net("fd00:1::66/128")], ..hops(1) };
     let (map, _) = explore(bounds, &own, &[r1], true);
     assert_eq!(distances(&map)["fd00:1::/64"], (1, Verdict::Ipv6));
     assert_eq!(map.neighbours, [(ip("10.1.0.9"), 1), (ip("fd00:1::7"), 1)].into());
@@ -253,7 +274,7 @@ proptest! {
             prop_assert_eq!(once.len(), asked.len(), "a router was asked twice");
         }
         let exclude = vec![IpNet::new(Ipv4Addr::new(10, excluded, 0, 0).into(), 24).unwrap()];
-        let bounds = Bounds { hops: most, exclude: exclude.clone(), given: Vec::new() };
+        let bounds = Bounds { exclude: exclude.clone(), ..hops(most) };
         let (map, asked) = explore(bounds, &views[0], &views[1..], at_once);
         prop_assert!(asked.iter().all(|address| !exclude[0].contains(address)));
         prop_assert!(map.segments.iter().all(|s| (s.verdict == Verdict::Excluded) == (s.prefix == exclude[0])));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use quire_proto::id::{ANY_ZONE, UnitId};
 
+use crate::found::Wanted;
 use crate::settings::{Segment, Settings};
 
 /// What one unit covers.
@@ -21,49 +22,97 @@ pub struct UnitSpec {
 /// The longest pieces: 256 addresses, a /24 or a /120.
 const V4_UNIT: u8 = 24;
 const V6_UNIT: u8 = 120;
+/// The shortest IPv6 prefix that is swept address by address: 4,096 of them.
+const V6_SWEPT: u8 = 116;
 
 /// The units that the settings ask for.
 pub fn units(settings: &Settings) -> BTreeMap<UnitId, UnitSpec> {
     units_of(&settings.discovery.segments, &settings.discovery.exclude)
 }
 
-/// The units of segments, wherever these came from (settings, or found along routers).
+/// The units of the settings, and those of found segments in what these leave: what the operator named is cut as if
+/// nothing had been found, and what the operator refused is left alone.
+pub fn units_with(settings: &Settings, found: &Wanted) -> BTreeMap<UnitId, UnitSpec> {
+    let named = &settings.discovery.segments;
+    let mut cutter = Cutter::new(&settings.discovery.exclude);
+    cutter.cut(named);
+    for segment in &found.search {
+        // A segment of no zone is everybody's.
+        let before = cutter.taken.entry(&segment.zone).or_default();
+        named.iter().filter(|named| named.zone == ANY_ZONE).for_each(|named| before.insert(named.prefix));
+    }
+    for segment in &found.leave {
+        cutter.taken.entry(&segment.zone).or_default().insert(segment.prefix);
+    }
+    cutter.cut(&found.search);
+    cutter.units
+}
+
+/// The units of segments.
 ///
 /// Each address is in one unit of a zone: where segments overlap, the longest prefix has it. A segment
 /// without a zone leaves out what segments with one cover. What is excluded as a whole drops out; of
 /// what is excluded in part, the owner of the unit leaves the excluded addresses alone.
 pub fn units_of(segments: &[Segment], exclude: &[IpNet]) -> BTreeMap<UnitId, UnitSpec> {
-    let mut excluded = PrefixSet::default();
-    exclude.iter().for_each(|prefix| excluded.insert(*prefix));
-    let mut ordered: Vec<&Segment> = segments.iter().collect();
-    // Named zones first, so that "any" sees all of them; in a zone the longest prefix first.
-    ordered.sort_by_key(|s| (s.zone == ANY_ZONE, std::cmp::Reverse(s.prefix.prefix_len()), *s));
-    let mut taken: BTreeMap<&str, PrefixSet> = BTreeMap::new();
-    let mut units = BTreeMap::new();
-    for segment in ordered {
-        let zone = segment.zone.as_str();
-        let before = taken.entry(zone).or_default();
-        for chunk in chunks(segment.prefix.trunc()) {
-            let mut pieces = Vec::new();
-            before.carve(chunk, &mut pieces);
-            for prefix in pieces.into_iter().filter(|piece| !excluded.covers(*piece)) {
-                let spec = UnitSpec { zone: zone.to_owned(), prefix, segment: segment.prefix };
-                units.insert(UnitId::new(zone, prefix), spec);
-            }
-        }
-        before.insert(segment.prefix);
-        taken.entry(ANY_ZONE).or_default().insert(segment.prefix);
-    }
-    units
+    let mut cutter = Cutter::new(exclude);
+    cutter.cut(segments);
+    cutter.units
 }
 
+/// Segments being cut.
+struct Cutter<'s> {
+    excluded: PrefixSet,
+    taken: BTreeMap<&'s str, PrefixSet>,
+    units: BTreeMap<UnitId, UnitSpec>,
+}
+
+impl<'s> Cutter<'s> {
+    fn new(exclude: &[IpNet]) -> Self {
+        let mut excluded = PrefixSet::default();
+        exclude.iter().for_each(|prefix| excluded.insert(*prefix));
+        Cutter { excluded, taken: BTreeMap::new(), units: BTreeMap::new() }
+    }
+
+    /// Cuts what was not taken before.
+    fn cut(&mut self, segments: &'s [Segment]) {
+        let mut ordered: Vec<&Segment> = segments.iter().collect();
+        // Named zones first, so that "any" sees all of them; in a zone the longest prefix first.
+        ordered.sort_by_key(|s| (s.zone == ANY_ZONE, std::cmp::Reverse(s.prefix.prefix_len()), *s));
+        for segment in ordered {
+            let zone = segment.zone.as_str();
+            let before = self.taken.entry(zone).or_default();
+            for chunk in chunks(segment.prefix.trunc()) {
+                let mut pieces = Vec::new();
+                match is_known_only(chunk) {
+                    // Only known addresses are asked of it; whoever asks leaves those to the units inside it.
+                    true if before.covers(chunk) => {}
+                    true => pieces.push(chunk),
+                    false => before.carve(chunk, &mut pieces),
+                }
+                for prefix in pieces.into_iter().filter(|piece| !self.excluded.covers(*piece)) {
+                    let spec = UnitSpec { zone: zone.to_owned(), prefix, segment: segment.prefix };
+                    self.units.insert(UnitId::new(zone, prefix), spec);
+                }
+            }
+            before.insert(segment.prefix);
+            self.taken.entry(ANY_ZONE).or_default().insert(segment.prefix);
+        }
+    }
+}
+
+/// An IPv6 prefix that nobody can sweep is one unit: of it only the addresses are asked that routers and kernels know.
 fn chunks(prefix: IpNet) -> Box<dyn Iterator<Item = IpNet>> {
     let unit = if prefix.max_prefix_len() == 32 { V4_UNIT } else { V6_UNIT };
     match prefix.subnets(unit) {
-        Ok(pieces) => Box::new(pieces),
+        Ok(pieces) if !is_known_only(prefix) => Box::new(pieces),
         // Already longer than a unit.
-        Err(_) => Box::new(std::iter::once(prefix)),
+        Ok(_) | Err(_) => Box::new(std::iter::once(prefix)),
     }
+}
+
+/// True for prefixes of which only known addresses are asked: IPv6 shorter than a /116.
+pub fn is_known_only(prefix: IpNet) -> bool {
+    prefix.max_prefix_len() == 128 && prefix.prefix_len() < V6_SWEPT
 }
 
 /// Prefixes, ordered so that those inside another one stand together.
@@ -164,6 +213,38 @@ mod tests {
         assert_eq!(names(&segments, &["10.1.0.0/16"]), Vec::<String>::new());
         assert_eq!(names(&segments, &["10.1.0.0/25", "10.1.0.128/25"]), ["any:10.1.1.0/24"]);
         assert_eq!(names(&segments, &["10.1.0.0/25"]).len(), 2, "half a unit stays a unit");
+    }
+
+    #[test]
+    fn found_segments_take_what_the_settings_leave() {
+        let text = "[discovery]\nsegments = [\"10.1.0.0/24\", { prefix = \"10.2.0.0/24\", zone = \"b\" }]\n\
+                    exclude = [\"10.6.0.0/24\"]";
+        let settings = Settings::parse(text).unwrap();
+        let found = Wanted {
+            search: vec![
+                segment("a", "10.1.0.0/23"),
+                segment("a", "10.2.0.0/24"),
+                segment("b", "10.2.0.0/24"),
+                segment("a", "10.6.0.0/24"),
+                segment("a", "fd00:1::/64"),
+                segment("a", "fd00:1::7/128"),
+                segment("b", "10.1.0.128/25"),
+            ],
+            leave: vec![segment("a", "10.1.1.128/25"), segment("b", "10.9.0.0/24")],
+        };
+        let cut: Vec<String> = units_with(&settings, &found).keys().map(ToString::to_string).collect();
+        assert_eq!(
+            cut,
+            [
+                "a:10.1.1.0/25",
+                "a:10.2.0.0/24",
+                "a:fd00:1::/64",
+                "a:fd00:1::7/128",
+                "any:10.1.0.0/24",
+                "b:10.2.0.0/24"
+            ]
+        );
+        assert_eq!(units_with(&settings, &Wanted::default()), units(&settings));
     }
 
     prop_compose! {

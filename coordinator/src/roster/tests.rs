@@ -7,8 +7,8 @@ const HOUR: u64 = 3_600_000;
 /// 22 November 2026, 11:00 UTC, a Sunday.
 const NOW: Millis = Millis(1_795_345_200_000);
 
-fn roster(max_reads: usize) -> Roster {
-    Roster::new(Schedule::parse("daily 02:00").unwrap(), HOUR, max_reads)
+fn roster(reads: usize) -> Roster {
+    Roster::new(Schedule::parse("daily 02:00").unwrap(), HOUR, Limits { sweeps: 1, reads })
 }
 
 fn unit(n: u8) -> UnitId {
@@ -82,6 +82,46 @@ fn sweeps_wait_for_quorum_and_after_failures() {
     assert_eq!(roster.poll(NOW), None);
     assert_eq!(roster.poll_timeout(), Some(Millis(NOW.0 + SWEEP_RETRY_AFTER_MS)));
     assert!(roster.poll(Millis(NOW.0 + SWEEP_RETRY_AFTER_MS)).is_some());
+}
+
+#[test]
+fn several_units_are_swept_at_once_and_never_more_than_may_be() {
+    let mut roster = Roster::new(Schedule::default(), HOUR, Limits { sweeps: 3, reads: 1 });
+    roster.set_units(&[own(1, 0), own(2, 0), own(3, 0), own(4, 0)]);
+    roster.set_device(&DeviceDue { unit: unit(1), ..device(1, 0) }, NOW);
+    let tasks: Vec<Task> = std::iter::from_fn(|| roster.poll(NOW)).collect();
+    assert_eq!(tasks.len(), 4, "three sweeps, and a read has its own place: {tasks:?}");
+    roster.handle_done(&tasks[1], NOW);
+    assert_eq!(sweep_of(roster.poll(NOW)).0, unit(4));
+    assert_eq!(roster.poll(NOW), None);
+}
+
+#[test]
+fn a_stopped_sweep_is_due_again_at_once_if_it_still_is_ours() {
+    let mut roster = roster(1);
+    roster.set_units(&[own(1, 0)]);
+    let task = roster.poll(NOW).unwrap();
+    let begun = Progress { started_at: NOW, finished: false };
+    let mine = OwnUnit { sweep: Some(begun), ..own(1, 0) };
+    roster.set_unit(&mine);
+    roster.handle_stopped(&task);
+    let again = roster.poll(Millis(NOW.0 + 9_000)).unwrap();
+    assert_eq!(sweep_of(Some(again.clone())), (unit(1), NOW), "the same sweep goes on");
+    roster.set_units(&[]);
+    roster.handle_stopped(&again);
+    assert_eq!(roster.poll(Millis(NOW.0 + 9_000)), None);
+}
+
+#[test]
+fn devices_of_units_that_left_are_forgotten() {
+    let mut roster = roster(1);
+    roster.set_units(&[swept(0), swept(1)]);
+    roster.set_device(&device(1, 0), NOW);
+    roster.set_device(&DeviceDue { unit: unit(1), ..device(2, 0) }, NOW);
+    roster.set_units(&[swept(1)]);
+    roster.forget_foreign();
+    assert_eq!(roster.devices(), 1);
+    assert_eq!(roster.poll(NOW), Some(Task::Read { device: device(2, 0).id }));
 }
 
 #[test]

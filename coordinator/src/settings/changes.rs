@@ -15,10 +15,12 @@ impl Settings {
         sets("segment", &labels(&old_d.segments), &labels(&new_d.segments), &mut said);
         let hops = |hops: Option<u32>| hops.map_or_else(|| "unset".to_owned(), |hops| hops.to_string());
         value("discovery.hops", hops(old_d.hops), hops(new_d.hops), &mut said);
+        value("discovery.accept", old_d.accept.as_str(), new_d.accept.as_str(), &mut said);
         sets("exclusion", &texts(&old_d.exclude), &texts(&new_d.exclude), &mut said);
         sets("hidden prefix", &texts(&old_d.hide), &texts(&new_d.hide), &mut said);
         value("discovery.schedule", &old_d.schedule, &new_d.schedule, &mut said);
         value("discovery.rate", old_d.rate, new_d.rate, &mut said);
+        value("discovery.local", old_d.local, new_d.local, &mut said);
         value("discovery.port", old_d.port, new_d.port, &mut said);
         let (old_m, new_m) = (&self.metering, &new.metering);
         value("metering.every", in_words(old_m.every_ms), in_words(new_m.every_ms), &mut said);

@@ -234,3 +234,18 @@ proptest! {
         let _ = seal_secrets(&text, &mut |_, _| "sealed:x".to_owned());
     }
 }
+
+#[test]
+fn what_is_accepted_of_found_segments_is_a_choice_of_three() {
+    let accept =
+        |text: &str| Settings::parse(&format!("[discovery]\nhops = 1\n{text}")).unwrap().discovery.accept;
+    assert_eq!(accept(""), Accept::Private);
+    assert_eq!(accept("accept = \"ask\""), Accept::Ask);
+    assert_eq!(accept("accept = \"all\""), Accept::All);
+    assert!(
+        refusal("[discovery]\naccept = \"yes\"").contains("line 2: discovery.accept: `yes` is not a choice")
+    );
+    let mut asks = Settings::default();
+    asks.discovery.accept = Accept::Ask;
+    assert_eq!(Settings::default().changes(&asks), ["discovery.accept: private -> ask"]);
+}

@@ -66,8 +66,56 @@ pub(crate) enum Command {
     Units,
     /// Which node reaches which segment, and over how many routers
     Reachability,
+    /// The segments that nodes and routers made known, and what becomes of them
+    Segments {
+        #[command(subcommand)]
+        command: Option<SegmentsCommand>,
+    },
     /// The devices
-    Devices,
+    Devices {
+        /// Those too that were not read for so long that they left the reports
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one device with all its evidence, or type values that no reading overwrites
+    Device {
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
+    /// What happened to devices: counters that started over, supplies that were replaced, devices that left
+    Events {
+        /// Of this device alone
+        #[arg(long, value_name = "ID")]
+        device: Option<String>,
+    },
+    /// What is doubtful about which device is which
+    Review {
+        /// Take this case off the list: it is right as it stands
+        #[arg(long, value_name = "CASE")]
+        settle: Option<String>,
+    },
+    /// What operators decided about it, and the numbers to undo that
+    Decisions,
+    /// Make one device of two
+    Merge {
+        /// Its id
+        device: String,
+        /// The other one's id
+        other: String,
+    },
+    /// Make two devices of one
+    Split {
+        /// Its id
+        device: String,
+        /// What the readings of the other one show: a serial, a hardware address, an engine's id
+        #[arg(required = true)]
+        evidence: Vec<String>,
+    },
+    /// Take back a merge, a split or a settled case
+    Undo {
+        /// As `decisions` lists it
+        decision: u64,
+    },
     /// The readings, oldest first
     Readings {
         /// Only those at or after this time (RFC 3339)
@@ -118,6 +166,50 @@ pub(crate) enum Command {
         /// Its id
         device: String,
     },
+    /// Go on with this node alone, when so many others are lost for good that no majority can come back
+    ///
+    /// Works on a running node and on a stopped one. What only the others had is lost; should they come back, they are
+    /// refused: let them join anew with empty directories.
+    Recover {
+        /// Yes: the other nodes will not come back as they are
+        #[arg(long, required = true)]
+        i_have_lost_quorum: bool,
+    },
+    /// Write everything that the cluster knows to a file, from a running node
+    Backup {
+        /// Written whole or not at all, readable to its owner alone
+        file: PathBuf,
+        /// Protects the cluster's secrets in the file, or @FILE; without it whoever has the file has them
+        #[arg(long, value_name = "PASSPHRASE")]
+        passphrase: Option<SecretText>,
+    },
+    /// Make an empty --data-dir the first node of the cluster in a backup; then start it with `quire node`
+    ///
+    /// The cluster goes on under its name, with its devices, history and settings. Other nodes join it anew, and it is
+    /// enrolled anew at the Web Admin, which drops what it has already.
+    Restore(Box<Restore>),
+}
+
+/// `quire restore`.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// What `quire backup` wrote
+    pub(crate) file: PathBuf,
+    /// The one that the backup was written with, or @FILE
+    #[arg(long, value_name = "PASSPHRASE")]
+    pub(crate) passphrase: Option<SecretText>,
+    /// The node's name [default: the host's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where the node stands [default: default]
+    #[arg(long)]
+    pub(crate) zone: Option<String>,
+    /// Where other nodes will reach it [default: 0.0.0.0:7440]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// The address that it tells others, where it differs from --listen
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) advertise: Option<String>,
 }
 
 /// `quire token`.
@@ -139,6 +231,58 @@ pub(crate) enum ApiTokenCommand {
         /// What its holder may do
         #[arg(long, value_parser = ["viewer", "operator", "admin"])]
         role: String,
+    },
+}
+
+/// `quire segments`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SegmentsCommand {
+    /// Search a found segment
+    Accept {
+        /// As `segments` prints it
+        prefix: IpNet,
+        /// In this zone only
+        #[arg(long)]
+        zone: Option<String>,
+        /// Mean it, although the prefix is larger than a /12
+        #[arg(long)]
+        confirm_large: bool,
+    },
+    /// Leave a found segment alone, whatever the settings accept
+    Refuse {
+        /// As `segments` prints it
+        prefix: IpNet,
+        /// In this zone only
+        #[arg(long)]
+        zone: Option<String>,
+    },
+    /// Take a decision back: the settings decide
+    Reset {
+        /// As `segments` prints it
+        prefix: IpNet,
+        /// In this zone only
+        #[arg(long)]
+        zone: Option<String>,
+    },
+    /// Ask links and routers anew, now
+    Explore,
+}
+
+/// `quire device`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Print a device with its evidence, meters and events
+    Show {
+        /// Its id
+        device: String,
+    },
+    /// Type name, location or asset; an empty value gives the field back to the readings
+    Set {
+        /// Its id
+        device: String,
+        /// Such as location="Room 7"
+        #[arg(required = true, value_name = "FIELD=VALUE")]
+        values: Vec<String>,
     },
 }
 
@@ -164,10 +308,13 @@ pub(crate) enum SettingsCommand {
 pub(crate) enum ScriptCommand {
     /// Those in force, the built-in ones included
     List,
-    /// Check a profile and put it in force on every node
+    /// Check a profile, try it on one node, then put it in force on every node
     Put {
         /// Rhai, its name and version in its first lines
         file: PathBuf,
+        /// In force everywhere at once, without a trial
+        #[arg(long)]
+        now: bool,
     },
     /// Run a profile on a recorded device: the reading, what it changes, what it costs
     ///
@@ -306,6 +453,9 @@ pub(crate) struct Node {
     /// Vote and keep the log, collect nothing
     #[arg(long)]
     witness: bool,
+    /// How `quire recover` lets a running node start again
+    #[arg(long, hide = true, conflicts_with_all = ["init", "join"])]
+    recover: bool,
 }
 
 /// The options of `quire node`, the file of `--config` below the flags.
@@ -322,6 +472,7 @@ pub(crate) fn start(data_dir: Option<PathBuf>, node: Node) -> anyhow::Result<Nod
         init: node.init,
         join: node.join.zip(node.token.map(SecretText::into_inner)),
         witness: node.witness,
+        recover: node.recover,
     })
 }
 

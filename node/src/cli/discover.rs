@@ -107,6 +107,8 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         rate: discover.rate,
         timeout: discover.timeout,
         retries: discover.retries,
+        // Who names a version wants no other on the wire.
+        find_engines: !discover.v1 && !discover.v2c,
         read: !discover.no_read,
         http: match (discover.no_http, discover.http_port.is_empty()) {
             (true, _) => Vec::new(),

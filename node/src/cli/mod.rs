@@ -3,9 +3,11 @@
 //! Results go to stdout, everything else to stderr. Exit status 0 done, 1 failed, 2 wrong usage.
 
 pub(crate) mod args;
+mod devices;
 mod discover;
 mod output;
 mod remote;
+mod rescue;
 mod script;
 mod secret;
 
@@ -47,8 +49,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     // A second installation in one process (tests) keeps the first.
     drop(rustls::crypto::ring::default_provider().install_default());
     let default = match arguments.command {
-        // What openraft warns of, such as a heartbeat that took long, the cluster deals with by itself.
-        Command::Node(_) => "info,openraft=error",
+        // What openraft warns of, such as a heartbeat that took long, the cluster deals with by itself; and a heartbeat
+        // that outlives its leadership by a moment calls that an error.
+        Command::Node(_) => "info,openraft=error,openraft::core::heartbeat=off",
         _ => "warn",
     };
     crate::telemetry::init(arguments.log_format, default);
@@ -58,13 +61,21 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { data_dir, format, command, .. } = arguments;
+    let Arguments { data_dir, format, log_format, command } = arguments;
     match command {
         Command::Discover(discover) => discover::run(*discover, format).await,
-        Command::Node(node) => crate::run(args::start(data_dir, *node)?).await,
+        Command::Node(node) => rescue::node(args::start(data_dir, *node)?, log_format).await,
         Command::Script { command } => script::run(data_dir.as_deref(), command, format).await,
-        remote => {
+        command => {
             let data_dir = data_dir.ok_or_else(|| args::Usage("--data-dir is missing".to_owned()))?;
+            let remote = match command {
+                Command::Recover { .. } => return rescue::recover(&data_dir).await,
+                Command::Backup { file, passphrase } => {
+                    return rescue::backup(&data_dir, &file, passphrase).await;
+                }
+                Command::Restore(restore) => return rescue::restore(data_dir, *restore).await,
+                remote => remote,
+            };
             remote::run(&data_dir, remote, format).await
         }
     }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
 use comfy_table::presets;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width};
 use serde_json::Value;
 
 /// How listings are printed.
@@ -26,11 +26,122 @@ pub(crate) type Column = (&'static str, &'static str);
 ///
 /// # Errors
 /// When stdout is closed.
-pub(crate) fn list(format: Format, columns: &[Column], rows: &[Value]) -> io::Result<()> {
-    match format {
-        Format::Json => lines(rows),
-        Format::Csv => csv(columns, rows),
-        Format::Table => table(columns, rows),
+pub(crate) fn list(format: Format, columns: &'static [Column], rows: &[Value]) -> io::Result<()> {
+    let mut listing = Listing::new(format, columns)?;
+    rows.iter().try_for_each(|row| listing.row(row))?;
+    listing.end()
+}
+
+/// A listing that is printed while it comes in, however long it is.
+pub(crate) struct Listing(Shape);
+
+enum Shape {
+    Lines(io::BufWriter<io::Stdout>),
+    Csv(Box<csv::Writer<io::Stdout>>, &'static [Column]),
+    Table(Blocks),
+}
+
+/// A table in blocks: columns are as wide as in the blocks before, or wider.
+struct Blocks {
+    columns: &'static [Column],
+    rows: Vec<Vec<String>>,
+    widths: Vec<u16>,
+    headed: bool,
+}
+
+/// Rows of a table that are laid out together: some 300 KB.
+const BLOCK: usize = 1_000;
+
+impl Listing {
+    pub(crate) fn new(format: Format, columns: &'static [Column]) -> io::Result<Listing> {
+        Ok(Listing(match format {
+            Format::Json => Shape::Lines(io::BufWriter::new(io::stdout())),
+            Format::Csv => {
+                let mut out = csv::Writer::from_writer(io::stdout());
+                out.write_record(columns.iter().map(|(heading, _)| heading.to_lowercase()))?;
+                Shape::Csv(Box::new(out), columns)
+            }
+            Format::Table => {
+                let (rows, widths) = (Vec::new(), Vec::new());
+                Shape::Table(Blocks { columns, rows, widths, headed: false })
+            }
+        }))
+    }
+
+    /// Takes a row as the node wrote it: one object, no line break in it.
+    ///
+    /// # Errors
+    /// When it is none, or stdout is closed.
+    pub(crate) fn line(&mut self, line: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Shape::Lines(out) => {
+                out.write_all(line)?;
+                out.write_all(b"\n")
+            }
+            Shape::Csv(..) | Shape::Table(_) => self.row(&serde_json::from_slice(line)?),
+        }
+    }
+
+    /// Takes a row.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub(crate) fn row(&mut self, row: &Value) -> io::Result<()> {
+        match &mut self.0 {
+            Shape::Lines(out) => {
+                serde_json::to_writer(&mut *out, row)?;
+                out.write_all(b"\n")
+            }
+            Shape::Csv(out, columns) => {
+                Ok(out.write_record(columns.iter().map(|(_, path)| cell(row, path)))?)
+            }
+            Shape::Table(blocks) => blocks.row(row),
+        }
+    }
+
+    /// Prints what is left.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub(crate) fn end(self) -> io::Result<()> {
+        match self.0 {
+            Shape::Lines(mut out) => out.flush(),
+            Shape::Csv(mut out, _) => out.flush(),
+            Shape::Table(blocks) if blocks.rows.is_empty() && blocks.headed => Ok(()),
+            Shape::Table(mut blocks) => blocks.print(),
+        }
+    }
+}
+
+impl Blocks {
+    fn row(&mut self, row: &Value) -> io::Result<()> {
+        self.rows.push(self.columns.iter().map(|(_, path)| cell(row, path)).collect());
+        if self.rows.len() < BLOCK { Ok(()) } else { self.print() }
+    }
+
+    fn print(&mut self) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{}", self.layout())
+    }
+
+    fn layout(&mut self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        if !std::mem::replace(&mut self.headed, true) {
+            table.set_header(self.columns.iter().map(|(heading, _)| *heading));
+        }
+        if io::stdout().is_terminal() {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        }
+        for row in self.rows.drain(..) {
+            table.add_row(row);
+        }
+        let least = self.widths.iter().map(|width| ColumnConstraint::LowerBoundary(Width::Fixed(*width)));
+        table.set_constraints(least.collect::<Vec<_>>());
+        // A constraint counts the blanks beside the content.
+        let widths = table.column_max_content_widths().into_iter().map(|width| width + 2);
+        let before = std::mem::take(&mut self.widths).into_iter().chain(std::iter::repeat(0));
+        self.widths = widths.zip(before).map(|(now, before)| now.max(before)).collect();
+        table.trim_fmt()
     }
 }
 
@@ -41,27 +152,6 @@ fn lines(rows: &[Value]) -> io::Result<()> {
         out.write_all(b"\n")?;
     }
     out.flush()
-}
-
-fn csv(columns: &[Column], rows: &[Value]) -> io::Result<()> {
-    let mut out = csv::Writer::from_writer(io::stdout().lock());
-    out.write_record(columns.iter().map(|(heading, _)| heading.to_lowercase()))?;
-    for row in rows {
-        out.write_record(columns.iter().map(|(_, path)| cell(row, path)))?;
-    }
-    out.flush()
-}
-
-fn table(columns: &[Column], rows: &[Value]) -> io::Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(columns.iter().map(|(heading, _)| *heading));
-    if io::stdout().is_terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
-    for row in rows {
-        table.add_row(columns.iter().map(|(_, path)| cell(row, path)));
-    }
-    writeln!(io::stdout().lock(), "{}", table.trim_fmt())
 }
 
 /// The text of the value at `path`, whose steps are joined by dots; empty where it is not known.
@@ -130,6 +220,20 @@ mod tests {
         assert!(reader_left(&trouble(io::ErrorKind::BrokenPipe)));
         assert!(!reader_left(&trouble(io::ErrorKind::StorageFull)));
         assert!(!reader_left(&anyhow::anyhow!("something else")));
+    }
+
+    #[test]
+    fn the_blocks_of_a_table_stand_below_each_other() {
+        const COLUMNS: &[Column] = &[("NAME", "name"), ("TOTAL", "total")];
+        let mut blocks = Blocks { columns: COLUMNS, rows: Vec::new(), widths: Vec::new(), headed: false };
+        let row = |name: &str, total: u64| serde_json::json!({"name": name, "total": total});
+        blocks.row(&row("a long name of a device", 1)).unwrap();
+        let first = blocks.layout();
+        blocks.row(&row("b", 2)).unwrap();
+        let second = blocks.layout();
+        let column = |text: &str, what: &str| text.lines().last().and_then(|line| line.find(what));
+        assert_eq!(column(&first, "1"), column(&second, "2"), "{first}\n{second}");
+        assert!(first.contains("NAME") && !second.contains("NAME"));
     }
 
     #[test]

@@ -2,12 +2,15 @@
 
 use std::io::IsTerminal as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
-use super::args::{ApiTokenCommand, Command, SettingsCommand, TokenCommand};
+use super::args::{ApiTokenCommand, Command, SegmentsCommand, SettingsCommand, TokenCommand};
+use super::devices;
 use super::output::{self, Column, Format};
 use crate::console::SOCKET;
 
@@ -21,7 +24,21 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
         Command::Plan { explain: None } => node.list("plan", PLAN, format).await,
         Command::Units => node.list("units", UNITS, format).await,
         Command::Reachability => node.list("reachability", REACHABILITY, format).await,
-        Command::Devices => node.list("devices", DEVICES, format).await,
+        Command::Segments { command: None } => node.list("segments", SEGMENTS, format).await,
+        Command::Segments { command: Some(command) } => decide(&node, command).await,
+        Command::Devices { all: false } => node.list("devices", DEVICES, format).await,
+        Command::Devices { all: true } => node.list("devices?all=true", DEVICES, format).await,
+        Command::Device { command } => devices::device(&node, command, format).await,
+        Command::Events { device: None } => node.list("events", devices::EVENTS, format).await,
+        Command::Events { device: Some(id) } => {
+            node.list(&format!("events?device={id}"), devices::EVENTS, format).await
+        }
+        Command::Review { settle: None } => node.list("review", devices::REVIEW, format).await,
+        Command::Review { settle: Some(case) } => devices::settle(&node, case).await,
+        Command::Decisions => node.list("decisions", devices::DECISIONS, format).await,
+        Command::Merge { device, other } => devices::merge(&node, device, other).await,
+        Command::Split { device, evidence } => devices::split(&node, device, evidence).await,
+        Command::Undo { decision } => devices::undo(&node, decision).await,
         Command::Readings { since } => readings(&node, since, format).await,
         Command::Audit => node.list("audit", AUDIT, format).await,
         Command::Token { command: TokenCommand::Create { ttl } } => {
@@ -50,10 +67,15 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
             let site = parse(&answer)?.get("site").and_then(Value::as_str).unwrap_or_default().to_owned();
             Ok(output::line(&format!("enrolled as site {site}"))?)
         }
-        Command::Sweep { segment } => node.change("control/sweep", json!({ "segment": segment })).await,
+        Command::Sweep { segment } => node.sweep(segment).await,
         Command::Read { device } => node.change("control/read", json!({ "device": device })).await,
         // `dispatch` keeps these for itself.
-        Command::Discover(_) | Command::Node(_) | Command::Script { .. } => Ok(()),
+        Command::Discover(_)
+        | Command::Node(_)
+        | Command::Script { .. }
+        | Command::Recover { .. }
+        | Command::Backup { .. }
+        | Command::Restore(_) => Ok(()),
     }
 }
 
@@ -77,10 +99,21 @@ const UNITS: &[Column] = &[
     ("HOPS", "hops"),
     ("STATE", "state"),
     ("COVERAGE", "coverage"),
+    ("SECONDS LEFT", "seconds_left"),
     ("SWEPT", "swept_at"),
     ("RESPONDERS", "responders"),
     ("DEVICES", "devices"),
     ("EPOCH", "epoch"),
+];
+const SEGMENTS: &[Column] = &[
+    ("SEGMENT", "segment"),
+    ("ZONE", "zone"),
+    ("STATE", "state"),
+    ("HOPS", "hops"),
+    ("NODE", "node"),
+    ("VIA", "via"),
+    ("LAST SEEN", "last_seen"),
+    ("WHY", "why"),
 ];
 const REACHABILITY: &[Column] = &[
     ("NODE", "node"),
@@ -123,8 +156,17 @@ async fn status(node: &Node, format: Format) -> anyhow::Result<()> {
             |value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned),
         )
     };
+    let sweeps = match text("sweeps.units").as_str() {
+        "0" | "-" => "none due".to_owned(),
+        units => format!(
+            "{units} units, {} of {} addresses done, {} seconds left",
+            text("sweeps.done"),
+            text("sweeps.addresses"),
+            text("sweeps.seconds_left"),
+        ),
+    };
     let summary = format!(
-        "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\nupstream  {} ({}), held by {}, {} readings acknowledged, {} pending",
+        "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\nsweeps    {sweeps}\nupstream  {} ({}), held by {}, {} readings acknowledged, {} pending",
         text("cluster"),
         text("devices"),
         text("units"),
@@ -188,6 +230,19 @@ async fn readings(node: &Node, since: Option<String>, format: Format) -> anyhow:
     node.list(&path, READINGS, format).await
 }
 
+async fn decide(node: &Node, command: SegmentsCommand) -> anyhow::Result<()> {
+    let (decision, prefix, zone, confirm_large) = match command {
+        SegmentsCommand::Accept { prefix, zone, confirm_large } => ("accept", prefix, zone, confirm_large),
+        SegmentsCommand::Refuse { prefix, zone } => ("refuse", prefix, zone, false),
+        SegmentsCommand::Reset { prefix, zone } => ("reset", prefix, zone, false),
+        SegmentsCommand::Explore => return node.change("control/explore", json!({})).await,
+    };
+    let body = json!({
+        "decision": decision, "segment": prefix, "zone": zone.unwrap_or_default(), "confirm_large": confirm_large,
+    });
+    node.change("control/segments", body).await
+}
+
 async fn settings(node: &Node, command: SettingsCommand) -> anyhow::Result<()> {
     let (path, file) = match &command {
         SettingsCommand::Show => {
@@ -217,6 +272,19 @@ pub(super) fn parse(text: &str) -> anyhow::Result<Value> {
     serde_json::from_str(text).context("understand the node's answer")
 }
 
+/// How often a sweep is looked at that somebody waits for.
+const SWEEP_LOOK: Duration = Duration::from_millis(500);
+
+fn silent() -> anyhow::Error {
+    anyhow!("the node does not answer: is it running?")
+}
+
+/// The node's own words.
+fn refused(text: String) -> anyhow::Error {
+    let why = parse(&text).ok().and_then(|v| v.get("error").and_then(Value::as_str).map(ToOwned::to_owned));
+    anyhow!(why.unwrap_or(text))
+}
+
 /// The node behind a data directory.
 pub(super) struct Node(Client);
 
@@ -244,20 +312,74 @@ impl Node {
         if json {
             request = request.header("content-type", "application/json");
         }
-        let answer = request.send().await.map_err(|_| anyhow!("the node does not answer: is it running?"))?;
+        let answer = request.send().await.map_err(|_| silent())?;
         let good = answer.status().is_success();
         let text = answer.text().await.context("read the node's answer")?;
         if good {
             return Ok(text);
         }
-        let why =
-            parse(&text).ok().and_then(|v| v.get("error").and_then(Value::as_str).map(ToOwned::to_owned));
-        Err(anyhow!(why.unwrap_or(text)))
+        Err(refused(text))
     }
 
-    async fn list(&self, what: &str, columns: &[Column], format: Format) -> anyhow::Result<()> {
-        let rows = parse(&self.send(Method::GET, &format!("api/v1/{what}"), None).await?)?;
-        Ok(output::list(format, columns, rows.as_array().map(Vec::as_slice).unwrap_or_default())?)
+    /// Posts `body` and gives the answer as it comes.
+    pub(super) async fn stream(&self, path: &str, body: String) -> anyhow::Result<reqwest::Response> {
+        let request = self.0.post(format!("http://node/{path}")).header("content-type", "application/json");
+        let answer = request.body(body).send().await.map_err(|_| silent())?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let text = answer.text().await.context("read the node's answer")?;
+        Err(refused(text))
+    }
+
+    /// Prints a listing while it comes in.
+    async fn list(&self, what: &str, columns: &'static [Column], format: Format) -> anyhow::Result<()> {
+        let request =
+            self.0.get(format!("http://node/api/v1/{what}")).header("accept", "application/x-ndjson");
+        let mut answer = request.send().await.map_err(|_| silent())?;
+        if !answer.status().is_success() {
+            return Err(refused(answer.text().await.context("read the node's answer")?));
+        }
+        let mut listing = output::Listing::new(format, columns)?;
+        let mut pending = Vec::new();
+        while let Some(piece) = answer.chunk().await.context("read the node's answer: it broke off")? {
+            pending.extend_from_slice(&piece);
+            let Some(end) = pending.iter().rposition(|octet| *octet == b'\n') else { continue };
+            let rest = pending.split_off(end + 1);
+            for line in std::mem::replace(&mut pending, rest).split(|octet| *octet == b'\n') {
+                if !line.is_empty() {
+                    listing.line(line)?;
+                }
+            }
+        }
+        Ok(listing.end()?)
+    }
+
+    /// Asks for a sweep; on a terminal it is followed to its end.
+    async fn sweep(&self, segment: Option<String>) -> anyhow::Result<()> {
+        self.change("control/sweep", json!({ "segment": segment })).await?;
+        if !std::io::stderr().is_terminal() {
+            return Ok(());
+        }
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} addresses, {msg}");
+        let bar = ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let path = match &segment {
+            Some(segment) => format!("control/sweep?segment={segment}"),
+            None => "control/sweep".to_owned(),
+        };
+        loop {
+            let now = parse(&self.send(Method::GET, &path, None).await?)?;
+            let number = |key: &str| now.get(key).and_then(Value::as_u64);
+            if number("units") == Some(0) {
+                bar.finish_and_clear();
+                return Ok(output::line(&format!("swept {} units", number("swept").unwrap_or(0)))?);
+            }
+            bar.set_length(number("addresses").unwrap_or(0));
+            bar.set_position(number("done").unwrap_or(0));
+            let left = number("seconds_left").map_or(String::new(), |left| format!(", {left} s left"));
+            bar.set_message(format!("{} units{left}", number("units").unwrap_or(0)));
+            tokio::time::sleep(SWEEP_LOOK).await;
+        }
     }
 
     async fn change(&self, path: &str, body: Value) -> anyhow::Result<()> {

@@ -22,8 +22,11 @@ use crate::device::{Place, device_json};
 const COLUMNS: &[Column] = &[
     ("NAME", "name"),
     ("VERSION", "version"),
+    ("STATE", "state"),
+    ("NODE", "node"),
     ("PRIORITY", "priority"),
     ("ORIGIN", "origin"),
+    ("RUNS", "runs"),
     ("FAILURES", "failures"),
     ("PUT", "put_at"),
     ("SHA256", "sha256"),
@@ -50,10 +53,11 @@ pub(super) async fn run(
             }
             Ok(output::list(format, COLUMNS, &rows)?)
         }
-        ScriptCommand::Put { file } => {
+        ScriptCommand::Put { file, now } => {
             let source = read_text(&file)?;
             Profile::parse(&source).with_context(|| format!("{} changes nothing", file.display()))?;
-            running()?.post("control/scripts", source).await
+            let query = if now { "?now=true" } else { "" };
+            running()?.post(&format!("control/scripts{query}"), source).await
         }
         ScriptCommand::Remove { name } => {
             running()?.post(&format!("control/scripts/{name}/remove"), "{}".into()).await
@@ -84,7 +88,7 @@ async fn listed(node: &Node) -> anyhow::Result<Vec<Value>> {
 /// The profiles in force on a node, compiled here.
 async fn active_on(node: &Node) -> anyhow::Result<Vec<Arc<Profile>>> {
     let mut profiles = Vec::new();
-    for row in listed(node).await? {
+    for row in listed(node).await?.into_iter().filter(|row| row["state"] == "active") {
         let source = row.get("source").and_then(Value::as_str).unwrap_or_default();
         profiles.push(Arc::new(Profile::parse(source).context("compile a script of the node")?));
     }

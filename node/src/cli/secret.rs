@@ -41,7 +41,7 @@ impl FromStr for SecretText {
 }
 
 /// Options whose value other users of the machine can see in the process list.
-const SECRETS: [&str; 5] = ["community", "v3_auth_pass", "v3_priv_pass", "token", "code"];
+const SECRETS: [&str; 6] = ["community", "v3_auth_pass", "v3_priv_pass", "token", "code", "passphrase"];
 
 /// Warns of each secret that was typed in clear; `public` is no secret.
 pub(crate) fn warn_of_clear_text(matches: &ArgMatches) {

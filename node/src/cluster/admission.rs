@@ -33,6 +33,7 @@ pub(crate) struct Answers {
     unreachable: BTreeSet<u64>,
     duplicate: BTreeMap<u64, Instant>,
     older: Option<u64>,
+    removed: Option<u64>,
 }
 
 impl Answers {
@@ -51,6 +52,7 @@ impl Answers {
             Verdict::Duplicate => {
                 self.duplicate.entry(node).or_insert(now);
             }
+            Verdict::Removed => self.removed = Some(node),
             Verdict::Leaving => self.handle_unreachable(node),
         }
     }
@@ -77,6 +79,12 @@ impl Answers {
         since: Instant,
         now: Instant,
     ) -> Admission {
+        if let Some(node) = self.removed {
+            return Admission::Shut(format!(
+                "node {node} knows that this node was removed from the cluster: what this directory holds is out of \
+                 use. Let this machine join anew with an empty directory and a new token"
+            ));
+        }
         let asked = |node: &u64| {
             let refused = self.older == Some(*node) || self.duplicate.contains_key(node);
             refused || self.welcome.contains(node) || self.unreachable.contains(node)
@@ -138,6 +146,17 @@ mod tests {
         assert!(
             matches!(gate(&answers, 10), Admission::Shut(why) if why.contains("older than acknowledged"))
         );
+    }
+
+    #[test]
+    fn a_removed_node_is_shut_whatever_else_is_said() {
+        let start = Instant::now();
+        let mut answers = Answers::default();
+        answers.handle(2, Verdict::Welcome, start);
+        answers.handle(3, Verdict::Removed, start);
+        answers.handle(3, Verdict::Leaving, start);
+        let admission = answers.admission(1, &three(), &BTreeSet::from([2, 3]), start, start);
+        assert!(matches!(admission, Admission::Shut(why) if why.contains("was removed from the cluster")));
     }
 
     #[test]

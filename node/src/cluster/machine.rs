@@ -14,6 +14,7 @@ use quire_coordinator::tables::Overlay;
 use quire_proto::store::{Command, Outcome, outcome};
 use rocksdb::WriteBatch;
 
+use super::changes::{Feed, Touched};
 use super::raft::{Answer, Entry, LogId, SnapshotMeta, StoredMembership, Types, away};
 use super::snapshot::{Copy, Staging};
 use super::store::{META, STATE, Store, Tables, View, key, state_key};
@@ -27,6 +28,7 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<Types, Copy>;
 /// The replicated tables in RocksDB.
 pub(crate) struct Machine {
     store: Store,
+    feed: Feed,
     marks: Marks,
     /// openraft asks for a snapshot only once it has wanted one.
     wanted: bool,
@@ -40,10 +42,10 @@ struct Marks {
 }
 
 impl Machine {
-    /// Reads how far the tables of `store` are.
-    pub(crate) fn open(store: Store) -> io::Result<Self> {
+    /// Reads how far the tables of `store` are; tells `feed` of every change.
+    pub(crate) fn open(store: Store, feed: Feed) -> io::Result<Self> {
         let marks = Marks::read(store.meta(key::APPLIED)?, store.meta(key::MEMBERSHIP)?)?;
-        Ok(Machine { store, marks, wanted: false })
+        Ok(Machine { store, feed, marks, wanted: false })
     }
 }
 
@@ -78,8 +80,13 @@ impl Marks {
     }
 }
 
-/// Applies entries in order and commits them as one batch with the marks they reach.
-fn commit(store: &Store, mut marks: Marks, entries: Vec<Entry>) -> io::Result<(Marks, Vec<Answer>)> {
+/// Applies entries in order and commits them as one batch with the marks they reach; tells of it.
+fn commit(
+    store: &Store,
+    feed: &Feed,
+    mut marks: Marks,
+    entries: Vec<Entry>,
+) -> io::Result<(Marks, Vec<Answer>)> {
     let active = store.active()?;
     let tables = Tables { store, active };
     let mut overlay = Overlay::new(&tables);
@@ -105,7 +112,11 @@ fn commit(store: &Store, mut marks: Marks, entries: Vec<Entry>) -> io::Result<(M
     }
     let family = store.family(STATE[active])?;
     let mut batch = WriteBatch::default();
+    let mut touched: Vec<Touched> = Vec::new();
     for (table, key, value) in overlay.into_writes() {
+        if Feed::wants(table) {
+            touched.push((table, key.clone()));
+        }
         match value {
             Some(value) => batch.put_cf(family, state_key(table, &key), value),
             None => batch.delete_cf(family, state_key(table, &key)),
@@ -113,6 +124,7 @@ fn commit(store: &Store, mut marks: Marks, entries: Vec<Entry>) -> io::Result<(M
     }
     marks.write(store, &mut batch)?;
     store.write(batch)?;
+    feed.tell(touched);
     Ok((marks, answers))
 }
 
@@ -136,8 +148,8 @@ impl RaftStateMachine<Types> for Machine {
                 entries.push(entry);
                 responders.push(responder);
             }
-            let (store, marks) = (self.store.clone(), self.marks.clone());
-            let (marks, answers) = away(move || commit(&store, marks, entries)).await?;
+            let (store, feed, marks) = (self.store.clone(), self.feed.clone(), self.marks.clone());
+            let (marks, answers) = away(move || commit(&store, &feed, marks, entries)).await?;
             self.marks = marks;
             for (responder, answer) in responders.into_iter().zip(answers) {
                 if let Some(responder) = responder {
@@ -175,6 +187,7 @@ impl RaftStateMachine<Types> for Machine {
         .await?;
         self.marks = marks;
         self.wanted = true;
+        self.feed.tell_everything();
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! Cluster::init | join | open (Start)     me() keys() spool() view() watch() heard() lag()
+//! changes()                               propose_job(id, kind, patience)
 //! propose(kind, patience)                 add_learner change_voters remove transfer_leader
 //! gone() acked() successor()              hand_over(patience) fenced()
 //! create_token(ttl, by)                   shutdown()
@@ -15,15 +16,21 @@
 //! for this incarnation; private keys never leave their node.
 
 mod admission;
+mod backup;
+mod changes;
 mod directory;
+pub(crate) mod fuzz;
 mod keys;
+mod launch;
 mod machine;
 mod membership;
 mod network;
+mod parts;
 mod place;
 mod presence;
 mod propose;
 mod raft;
+mod recover;
 mod register;
 mod server;
 mod settings;
@@ -40,7 +47,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +59,7 @@ use quire_proto::id::NodeId;
 use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::watch;
 
+pub use changes::{Changes, Seen, Touched};
 pub use keys::{KeyError, Keys};
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
 pub use settings::SettingsError;
@@ -157,6 +165,14 @@ pub enum OpenError {
     /// Other members know better who this node is; says how.
     #[error("{0}")]
     Fenced(String),
+    /// A backup that nothing can be restored from.
+    #[error("{}: {reason}", file.display())]
+    Backup {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: io::Error,
+    },
     /// An address or name that cannot work.
     #[error("{0}")]
     Address(String),
@@ -198,6 +214,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// What failed while doing `what`.
+    fn during<E: fmt::Display>(what: &'static str) -> impl FnOnce(E) -> OpenError {
+        move |reason| OpenError::Start { what, reason: reason.to_string() }
+    }
+}
+
 /// Why the membership did not change.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
@@ -215,7 +238,7 @@ pub enum ChangeError {
 /// This node's part of the cluster; clones share it.
 #[derive(Clone)]
 pub struct Cluster {
-    inner: Arc<start::Running>,
+    inner: Arc<launch::Running>,
     settings: Arc<settings::Latest>,
 }
 
@@ -251,7 +274,32 @@ impl Cluster {
         start::open(start, raft::Tuning::default()).await.map(Cluster::of)
     }
 
-    fn of(running: start::Running) -> Cluster {
+    /// Makes the node on `data_dir`, which must not run, the only member of its cluster, whose other nodes are lost for
+    /// good; answers its name.
+    ///
+    /// # Errors
+    /// When a process runs on it, there is no node, or its files are damaged.
+    pub async fn recover(data_dir: &Path) -> Result<String, OpenError> {
+        recover::recover(data_dir, &raft::Tuning::default()).await
+    }
+
+    /// Makes a node, the only member, of the cluster that was backed up to `file`; answers the cluster's name.
+    ///
+    /// # Errors
+    /// When the directory holds a node already, or the backup is damaged or needs its passphrase.
+    pub async fn restore(start: Start, file: &Path, passphrase: Option<&str>) -> Result<String, OpenError> {
+        backup::restore(start, file, passphrase, &raft::Tuning::default()).await
+    }
+
+    /// Writes a backup of the tables as they are now. Blocks on the disk, and on `out`.
+    ///
+    /// # Errors
+    /// When the tables cannot be read or `out` not be written.
+    pub fn backup(&self, passphrase: Option<&str>, out: impl io::Write) -> io::Result<()> {
+        backup::write(self.view(), self.keys(), passphrase, out)
+    }
+
+    fn of(running: launch::Running) -> Cluster {
         Cluster { inner: Arc::new(running), settings: Arc::default() }
     }
 
@@ -300,6 +348,20 @@ impl Cluster {
         self.proposer().propose_here(kind, patience).await
     }
 
+    /// As [`Cluster::propose_here`], on behalf of a job of the Web Admin: it is done once, however often it is proposed,
+    /// and has the same outcome again.
+    ///
+    /// # Errors
+    /// As [`Cluster::propose_here`].
+    pub async fn propose_job(
+        &self,
+        id: &str,
+        kind: command::Kind,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        self.proposer().propose_job(id, kind, patience).await
+    }
+
     /// The tables of this node at this moment.
     ///
     /// # Panics
@@ -309,6 +371,11 @@ impl Cluster {
             Ok(view) => view,
             Err(error) => panic!("the node's database cannot be read: {error}"),
         }
+    }
+
+    /// Follows what applied entries change in the tables of this node.
+    pub fn changes(&self) -> Changes {
+        self.inner.feed.follow()
     }
 
     /// Where this node stands; marked changed whenever something of it changes.

@@ -253,7 +253,7 @@ impl Presence {
                                 pause = OFTEN;
                                 self.back(node);
                             }
-                            Verdict::Older | Verdict::Duplicate => {}
+                            Verdict::Older | Verdict::Duplicate | Verdict::Removed => {}
                         }
                     }
                 }

@@ -62,13 +62,23 @@ impl fmt::Debug for Proposer {
     }
 }
 
-fn encode(kind: command::Kind) -> Result<Bytes, ProposeError> {
-    let command = Command { at_ms: clock::now().0, kind: Some(kind) };
+fn encode(kind: command::Kind, job: &str) -> Result<Bytes, ProposeError> {
+    let command = Command { at_ms: clock::now().0, led_at_ms: 0, job: job.to_owned(), kind: Some(kind) };
     let command = Bytes::from(command.encode_to_vec());
     match command.len() {
         length if length > PROPOSAL_OCTETS => Err(ProposeError::TooLong(length)),
         _ => Ok(command),
     }
+}
+
+/// The command with the leader's time: a field that comes twice counts as it comes last, so what another who believed
+/// to lead wrote is overwritten.
+pub(crate) fn led(command: &Bytes) -> Bytes {
+    let stamp = Command { led_at_ms: clock::now().0, ..Command::default() };
+    let mut stamped = Vec::with_capacity(command.len() + 16);
+    stamped.extend_from_slice(command);
+    stamped.extend(stamp.encode_to_vec());
+    stamped.into()
 }
 
 fn accepted(outcome: Outcome) -> Result<Outcome, ProposeError> {
@@ -92,7 +102,7 @@ impl Proposer {
         kind: command::Kind,
         patience: Duration,
     ) -> Result<Outcome, ProposeError> {
-        let command = encode(kind)?;
+        let command = encode(kind, "")?;
         let mut sent = false;
         let tried =
             tokio::time::timeout_at(Instant::now() + patience, self.until_done(&command, &mut sent)).await;
@@ -111,7 +121,17 @@ impl Proposer {
         kind: command::Kind,
         patience: Duration,
     ) -> Result<Outcome, ProposeError> {
-        let command = encode(kind)?;
+        self.propose_job("", kind, patience).await
+    }
+
+    /// As [`Proposer::propose_here`], for a job of the Web Admin.
+    pub(crate) async fn propose_job(
+        &self,
+        job: &str,
+        kind: command::Kind,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let command = encode(kind, job)?;
         match tokio::time::timeout(patience, self.here(&command)).await {
             Ok(Ok(Try::Done(outcome))) => accepted(outcome),
             Ok(Ok(Try::Elsewhere(_))) => Err(ProposeError::NoQuorum),
@@ -163,7 +183,7 @@ impl Proposer {
     }
 
     async fn here(&self, command: &Bytes) -> Result<Try, ProposeError> {
-        match self.raft.client_write(Proposal(command.clone())).await {
+        match self.raft.client_write(Proposal(led(command))).await {
             Ok(written) => Ok(Try::Done(written.data.0)),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
                 Ok(Try::Elsewhere(to.leader_id.filter(|leader| *leader != self.me)))

@@ -139,20 +139,24 @@ impl Log {
     }
 }
 
-/// Index of the last entry of the log in `store`, or of the last one purged from it.
-pub(crate) fn last_index(store: &Store) -> io::Result<u64> {
+/// The last entry of the log in `store`, or the last one purged from it.
+pub(crate) fn last_entry(store: &Store) -> io::Result<Option<LogId>> {
     let mut walk = store.db().raw_iterator_cf(store.family(LOG)?);
     walk.seek_to_last();
-    let last = walk.key().and_then(|key| key.try_into().ok()).map(u64::from_be_bytes);
+    let last = walk.value().map(wire::stored_entry).transpose()?.map(|entry| entry.log_id);
     walk.status().map_err(|reason| StoreError::new("read the end of the log", reason))?;
     match (last, store.meta(key::PURGED)?) {
-        (Some(last), _) => Ok(last),
-        (None, Some(purged)) => Ok(wire::decode::<wire_proto::LogId>("the purge mark", &purged)?.index),
-        (None, None) => Ok(0),
+        (None, Some(purged)) => Ok(Some(wire::to_log_id(&wire::decode("the purge mark", &purged)?))),
+        (last, _) => Ok(last),
     }
 }
 
-fn index_key(index: u64) -> [u8; 8] {
+/// Index of [`last_entry`], 0 before the first.
+pub(crate) fn last_index(store: &Store) -> io::Result<u64> {
+    Ok(last_entry(store)?.map_or(0, |id| id.index))
+}
+
+pub(crate) fn index_key(index: u64) -> [u8; 8] {
     index.to_be_bytes()
 }
 
@@ -229,11 +233,7 @@ impl RaftLogStorage<Types> for Log {
             Some(stored) => Some(wire::to_log_id(&wire::decode("the purge mark", &stored)?)),
             None => None,
         };
-        let mut walk = self.store.db().raw_iterator_cf(self.store.family(LOG)?);
-        walk.seek_to_last();
-        let last = walk.value().map(wire::stored_entry).transpose()?.map(|entry| entry.log_id);
-        walk.status().map_err(|reason| StoreError::new("read the end of the log", reason))?;
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last_entry(&self.store)? })
     }
 
     async fn get_log_reader(&mut self) -> Reader {

@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::admission::Admission;
 use super::membership::Doorkeeper;
 use super::network::{MESSAGE_OCTETS, node_uri};
+use super::propose::led;
 use super::raft::{Proposal, Raft, SnapshotMeta, Types, away};
 use super::register::{Place, Register};
 use super::snapshot::{Copy, Gate, Staging};
@@ -36,6 +37,8 @@ const HANDSHAKES: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A snapshot stream that brings nothing for this long is given up, and its place is free.
 const SNAPSHOT_PART: Duration = Duration::from_secs(10);
+/// Between two looks whether a node that attends is still a member: one row of the tables each.
+const REMOVAL: Duration = Duration::from_secs(1);
 
 /// When the leader last spoke to us; what a follower knows of the quorum.
 #[derive(Clone, Default)]
@@ -68,6 +71,7 @@ pub(crate) struct Members {
     pub(crate) cluster_id: Bytes,
     pub(crate) incarnation: Bytes,
     pub(crate) store: Store,
+    pub(crate) roll: Roll,
     pub(crate) raft: Raft,
     pub(crate) gate: Gate,
     pub(crate) last_word: LastWord,
@@ -83,21 +87,51 @@ fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
     Ok(proto::AttendReply { verdict: verdict.into(), detail: String::new() })
 }
 
-/// Keeps a stream open until this process stops or the other is gone.
+/// Keeps a stream open until this process stops, or the other is gone or no member any more.
 async fn accompany(
     _place: Place,
+    node: u64,
     to: mpsc::Sender<Result<proto::AttendReply, Status>>,
+    members: Roll,
     mut leaving: watch::Receiver<bool>,
 ) {
     if to.send(says(Verdict::Welcome)).await.is_err() {
         return;
     }
-    let leaves = tokio::select! {
-        () = to.closed() => false,
-        left = leaving.wait_for(|leaving| *leaving) => left.is_ok(),
+    let removed = async {
+        let mut look = tokio::time::interval(REMOVAL);
+        while !members.lacks(node).unwrap_or(false) {
+            look.tick().await;
+        }
     };
-    if leaves {
-        let _ = to.send(says(Verdict::Leaving)).await;
+    let last = tokio::select! {
+        () = to.closed() => None,
+        left = leaving.wait_for(|leaving| *leaving) => left.ok().map(|_| Verdict::Leaving),
+        () = removed => Some(Verdict::Removed),
+    };
+    if let Some(verdict) = last {
+        let _ = to.send(says(verdict)).await;
+    }
+}
+
+/// Who is a member, by this node's tables.
+#[derive(Clone)]
+pub(crate) struct Roll(pub(crate) Store);
+
+impl Roll {
+    /// A node's id is the index of the entry that admitted it. So one that our tables lack although
+    /// they are past that entry was removed; one they have not reached yet is simply new.
+    fn lacks(&self, node: u64) -> Result<bool, Status> {
+        let view = self.0.view().map_err(broken)?;
+        if view.get(Table::Members, &node.to_be_bytes()).map_err(broken)?.is_some() {
+            return Ok(false);
+        }
+        let applied = view.meta(super::store::key::APPLIED).map_err(broken)?;
+        let Some(applied) = applied else { return Ok(false) };
+        let applied: proto::LogId = wire::decode("the applied mark", &applied).map_err(broken)?;
+        // The first node is in the tables from the bootstrap entry on, which is not entry 1.
+        let bootstrapped = view.get(Table::Meta, b"meta").map_err(broken)?.is_some();
+        Ok(bootstrapped && applied.index >= node)
     }
 }
 
@@ -112,6 +146,15 @@ fn absent(what: &str) -> Status {
 impl Members {
     /// Lets through who may speak, else says why not.
     fn admit<T>(&self, request: &Request<T>, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
+        let from = self.identify(request, envelope)?;
+        if self.roll.lacks(from)? {
+            return Err(Status::permission_denied(format!("node {from} is not a member any more")));
+        }
+        Ok(())
+    }
+
+    /// Who speaks, member or not.
+    fn identify<T>(&self, request: &Request<T>, envelope: Option<&proto::Envelope>) -> Result<u64, Status> {
         let certificates = request.peer_certs().ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let leaf = certificates.first().ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let uri = tls::uri_of(leaf).ok_or_else(|| Status::unauthenticated("a certificate without a node"))?;
@@ -133,7 +176,7 @@ impl Members {
         }
     }
 
-    fn check(&self, uri: &str, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
+    fn check(&self, uri: &str, envelope: Option<&proto::Envelope>) -> Result<u64, Status> {
         let envelope = envelope.ok_or_else(|| absent("an envelope"))?;
         if uri != node_uri(&self.cluster_id, envelope.from) {
             return Err(Status::permission_denied(format!(
@@ -156,28 +199,7 @@ impl Members {
         if envelope.wire_version > quire_proto::WIRE_VERSION {
             return Err(Status::failed_precondition("the sender speaks a later version: upgrade this node"));
         }
-        if self.removed(envelope.from)? {
-            return Err(Status::permission_denied(format!(
-                "node {} is not a member any more",
-                envelope.from
-            )));
-        }
-        Ok(())
-    }
-
-    /// A node's id is the index of the entry that admitted it. So one that our tables lack although
-    /// they are past that entry was removed; one they have not reached yet is simply new.
-    fn removed(&self, node: u64) -> Result<bool, Status> {
-        let view = self.store.view().map_err(broken)?;
-        if view.get(Table::Members, &node.to_be_bytes()).map_err(broken)?.is_some() {
-            return Ok(false);
-        }
-        let applied = view.meta(super::store::key::APPLIED).map_err(broken)?;
-        let Some(applied) = applied else { return Ok(false) };
-        let applied: proto::LogId = wire::decode("the applied mark", &applied).map_err(broken)?;
-        // The first node is in the tables from the bootstrap entry on, which is not entry 1.
-        let bootstrapped = view.get(Table::Meta, b"meta").map_err(broken)?.is_some();
-        Ok(bootstrapped && applied.index >= node)
+        Ok(envelope.from)
     }
 
     async fn receive(
@@ -219,16 +241,22 @@ impl Service for Members {
         &self,
         request: Request<proto::AttendRequest>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let node = self.identify(&request, request.get_ref().envelope.as_ref())?;
         if *self.leaving.borrow() {
             return Err(Status::unavailable("this node is stopping"));
         }
         let (to, stream) = mpsc::channel(2);
         let request = request.into_inner();
-        let node = request.envelope.as_ref().map_or(0, |envelope| envelope.from);
+        if self.roll.lacks(node)? {
+            to.send(says(Verdict::Removed)).await.map_err(broken)?;
+            return Ok(Response::new(ReceiverStream::new(stream)));
+        }
         let register = self.register.clone();
         match away(move || register.admit(node, &request)).await.map_err(broken)? {
-            Ok(place) => drop(tokio::spawn(accompany(place, to, self.leaving.clone()))),
+            Ok(place) => {
+                let (members, leaving) = (self.roll.clone(), self.leaving.clone());
+                drop(tokio::spawn(accompany(place, node, to, members, leaving)));
+            }
             Err(verdict) => {
                 tracing::warn!(node, ?verdict, "a process of this node is not admitted");
                 to.send(says(verdict)).await.map_err(broken)?;
@@ -325,7 +353,7 @@ impl Service for Members {
         request: Request<proto::ProposeRequest>,
     ) -> Result<Response<proto::ProposeReply>, Status> {
         self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
-        let result = match self.raft.client_write(Proposal(request.into_inner().command)).await {
+        let result = match self.raft.client_write(Proposal(led(&request.into_inner().command))).await {
             Ok(written) => {
                 let outcome = prost::Message::encode_to_vec(&written.data.0);
                 propose_reply::Result::Outcome(outcome.into())

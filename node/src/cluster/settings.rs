@@ -79,14 +79,8 @@ impl Cluster {
         if !new.alerts.is_empty() {
             changes.push("note: [[alert]] rules are kept, but have no effect in this version".to_owned());
         }
-        if new.discovery.hops.is_some_and(|hops| hops > 0) {
-            changes.push(
-                "note: discovery.hops is kept, but a cluster does not follow routers in this version: name the \
-                 segments that `quire discover --hops` proposes"
-                    .to_owned(),
-            );
-        }
-        Ok((PutSettings { toml, by: by.to_owned(), hide }, changes))
+        let expire_after_ms = new.metering.expire_after_ms;
+        Ok((PutSettings { toml, by: by.to_owned(), hide, expire_after_ms }, changes))
     }
 }
 

@@ -78,7 +78,8 @@ impl Spool {
             walk.next();
         }
         walk.status().map_err(|reason| StoreError::new("walk the spool", reason))?;
-        let next = reserved.max(committed + 1).max(1);
+        // A mark of the last number there is leaves none: `append_all` then says so.
+        let next = reserved.max(committed.saturating_add(1)).max(1);
         let state = State { next, reserved: 0, first: first.unwrap_or(next), kept, dropped: 0, limit };
         Ok(Spool { store: store.clone(), state: Arc::new(Mutex::new(state)) })
     }
@@ -104,8 +105,10 @@ impl Spool {
             return Ok(0);
         };
         let mut state = self.state();
-        if state.next + count > state.reserved {
-            let reserved = state.next + count + RESERVE;
+        let next =
+            state.next.checked_add(count).ok_or_else(|| SpoolError("all numbers are used up".to_owned()))?;
+        if next > state.reserved {
+            let reserved = next.saturating_add(RESERVE);
             let mut batch = WriteBatch::default();
             batch.put_cf(self.store.family(META)?, key::SPOOL_RESERVED, reserved.to_be_bytes());
             self.store.write_synced(batch)?;
@@ -114,12 +117,12 @@ impl Spool {
         let mut batch = WriteBatch::default();
         let family = self.store.family(SPOOL)?;
         let first = state.next;
-        for (seq, observation) in (first..).zip(observations) {
+        for (seq, observation) in (first..next).zip(observations) {
             let observation = Observation { seq, ..observation };
             batch.put_cf(family, seq.to_be_bytes(), observation.encode_to_vec());
         }
         self.store.write(batch)?;
-        state.next = first + count;
+        state.next = next;
         if state.kept == 0 {
             state.first = first;
         }
@@ -140,7 +143,8 @@ impl Spool {
         for _ in 0..excess {
             let Some(octets) = walk.key() else { break };
             batch.delete_cf(family, octets);
-            state.first = octets.try_into().map(u64::from_be_bytes).unwrap_or(state.first) + 1;
+            let number = octets.try_into().map_or(state.first, u64::from_be_bytes);
+            state.first = number.saturating_add(1);
             walk.next();
         }
         self.store.write(batch)?;
@@ -187,9 +191,10 @@ impl Spool {
             walk.next();
         }
         let mut batch = WriteBatch::default();
-        batch.delete_range_cf(family, 0u64.to_be_bytes(), (through + 1).to_be_bytes());
+        let after = through.saturating_add(1);
+        batch.delete_range_cf(family, 0u64.to_be_bytes(), after.to_be_bytes());
         self.store.write(batch)?;
-        state.first = through + 1;
+        state.first = after;
         state.kept -= gone.min(state.kept);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! In process, on 127.0.0.1, with real TLS and RocksDB.
+//! In process, on an address of 127.127.0.0/16, with real TLS and RocksDB.
 
 use std::path::Path;
 use std::sync::Once;
@@ -24,13 +24,19 @@ fn logs() {
     });
 }
 
+/// An address of this process alone: a port of 127.0.0.1 that a stopped node will want again is anybody's meanwhile.
+fn own_host() -> [u8; 4] {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    [127, 127, high, low.clamp(1, 254)]
+}
+
 fn start(dir: &Path, name: &str) -> Start {
     logs();
     Start {
         data_dir: dir.join(name),
         name: Some(name.to_owned()),
         zone: Some("hq".to_owned()),
-        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        listen: Some(SocketAddr::from((own_host(), 0))),
         advertise: None,
         witness: false,
     }

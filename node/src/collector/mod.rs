@@ -2,78 +2,70 @@
 //!
 //! Without quorum a node goes on reading the devices it owned and spools; it never sweeps then.
 //!
-//! Architecture Invariant: nothing here decides who owns what; it follows the committed plan.
+//! Architecture Invariant: nothing here decides who owns what; it follows the committed plan. What a task is based on
+//! (its grant, the settings) stays in force while it runs, or it is stopped.
 
+mod capability;
 mod credentials;
+mod explore;
+mod follow;
+mod local;
 mod reach;
+mod read;
 mod report;
+mod scripts;
 mod sweep;
+mod trials;
 mod web;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
 use ipnet::IpNet;
-use quire_coordinator::roster::{DeviceDue, OwnUnit, Progress, Roster, Task};
+use quire_coordinator::coverage::Coverage;
+use quire_coordinator::roster::{Limits, Roster, Task};
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
-use quire_coordinator::tables::{ReadExt as _, Table};
-use quire_coordinator::topology;
-use quire_proto::convert;
 use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
-use quire_proto::store::observation::What;
-use quire_proto::store::{DeviceRow, Silence, UnitRow};
+use quire_proto::store::UnitRow;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::cluster::Cluster;
-use crate::device::script::{self, Profile, Scripts, Web};
+use crate::cluster::{Changes, Cluster};
+use crate::device::browser::Browser;
+use crate::device::script::{self, Scripts};
 use crate::device::{self, Finished, ReadPlan};
 use crate::snmp::{Credential, Patience, Snmp};
 
+pub(crate) use explore::Explorer;
+pub(crate) use local::LocalPrinters;
 pub(crate) use reach::Reachability;
+use read::Ways;
 pub(crate) use report::Reporter;
+pub(crate) use scripts::ScriptKeeper;
 
-/// How often the tables are looked through for changed units and devices, while something changes.
-const REFRESH: Duration = Duration::from_millis(500);
+/// The least between two looks at what changed: a busy node applies hundreds of entries a second.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long nothing is waited for at the most.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// Devices read at the same time. Each has one request in flight; a task takes some 10 KB.
 const READS: usize = 256;
 
-/// How a device was reached last, so that a repeat read needs no trying: forgotten with the process.
-#[derive(Clone)]
-pub(super) struct Way {
-    pub(super) credential: Arc<Credential>,
-    pub(super) plan: ReadPlan,
-}
+/// Units swept at the same time, under the node's one ceiling of packets: while the last addresses of one wait for
+/// their answers, the others go on. 8 x 256 addresses of some 250 octets are half a megabyte in the engine.
+const SWEEPS: usize = 8;
 
-/// Ways by address; a bound is the number of devices that a node owns.
-#[derive(Clone, Default)]
-pub(super) struct Ways(Arc<Mutex<HashMap<SocketAddr, Way>>>);
-
-impl Ways {
-    pub(super) fn get(&self, peer: SocketAddr) -> Option<Way> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
-    }
-
-    pub(super) fn put(&self, peer: SocketAddr, way: Way) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, way);
-    }
-
-    fn forget(&self, peer: SocketAddr) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
+/// Reads of new devices at the same time, of all sweeps together.
+const SWEEP_READS: usize = 64;
 
 /// How a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,18 +74,25 @@ pub(super) enum Ended {
     Done,
     /// It broke off.
     Failed,
+    /// It was told to stop.
+    Stopped,
 }
 
 /// What a task shares.
 #[derive(Clone)]
 pub(super) struct Tools {
+    pub(super) cluster: Cluster,
     pub(super) snmp: Snmp,
     pub(super) reporter: Reporter,
     pub(super) ways: Ways,
     pub(super) web: Arc<web::Web>,
     pub(super) settings: Arc<Settings>,
+    /// Log index of the settings.
+    pub(super) settings_index: u64,
     pub(super) credentials: Arc<Vec<Arc<Credential>>>,
     pub(super) scripts: Scripts,
+    /// Places of [`SWEEP_READS`].
+    pub(super) sweep_reads: Arc<Semaphore>,
 }
 
 impl Tools {
@@ -105,75 +104,95 @@ impl Tools {
         plan: Option<ReadPlan>,
         patience: Patience,
     ) -> Finished {
-        let mut finished = device::read(&self.snmp, peer, credential, plan, patience).await;
-        let web = Web { ports: self.settings.http.ports.clone() };
-        script::improve(&self.scripts, &self.snmp, peer, credential, &web, &mut finished).await;
+        let profiles = self.scripts.profiles();
+        let mut finished = device::read(&self.snmp, peer, credential, plan, patience, profiles).await;
+        let asking = self.web.asking(&self.settings, peer.ip());
+        let learnt =
+            script::improve(&self.scripts, &self.snmp, peer, credential, &asking, &mut finished).await;
+        self.web.learn(peer.ip(), &learnt);
         finished
     }
+}
+
+/// A task that runs.
+struct Running {
+    stop: CancellationToken,
+    /// Of the grant that it works under.
+    epoch: Epoch,
+    /// Whom it speaks with, if it is one device.
+    peer: Option<SocketAddr>,
 }
 
 /// The collector of one node.
 pub(crate) struct Collector {
     cluster: Cluster,
+    changes: Changes,
     tools: Tools,
-    settings_index: u64,
-    /// Of the scripts in force: name and hash, as the table has them.
-    scripts: Vec<(String, bytes::Bytes)>,
     roster: Roster,
+    /// Its own units alone.
     units: BTreeMap<UnitId, UnitRow>,
-    devices: BTreeMap<DeviceId, DeviceRow>,
     tasks: JoinSet<(Task, Ended)>,
+    sweeps: BTreeMap<UnitId, Running>,
+    reads: BTreeMap<DeviceId, Running>,
+    looked: Instant,
+    /// The ceiling that was set last.
+    rate: Option<u32>,
 }
 
 impl Collector {
     /// The collector of the node behind `cluster`.
-    pub(crate) fn new(cluster: Cluster, snmp: Snmp, reporter: Reporter, scripts: Scripts) -> Self {
+    pub(crate) fn new(
+        cluster: Cluster,
+        snmp: Snmp,
+        reporter: Reporter,
+        scripts: Scripts,
+        browser: Browser,
+    ) -> Self {
         let settings = Arc::new(Settings::default());
-        let roster = Roster::new(settings.discovery.schedule.clone(), settings.metering.every_ms, READS);
+        let limits = Limits { sweeps: SWEEPS, reads: READS };
+        let roster = Roster::new(settings.discovery.schedule.clone(), settings.metering.every_ms, limits);
         let tools = Tools {
+            cluster: cluster.clone(),
             snmp,
             reporter,
             ways: Ways::default(),
-            web: Arc::default(),
+            web: Arc::new(web::Web::new(browser)),
             settings,
+            settings_index: 0,
             credentials: Arc::default(),
             scripts,
+            sweep_reads: Arc::new(Semaphore::new(SWEEP_READS)),
         };
         Collector {
+            changes: cluster.changes(),
             cluster,
             tools,
-            settings_index: 0,
-            scripts: Vec::new(),
             roster,
             units: BTreeMap::new(),
-            devices: BTreeMap::new(),
             tasks: JoinSet::new(),
+            sweeps: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            looked: clock::steady(),
+            rate: None,
         }
     }
 
     /// Works until told to stop.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        let mut standing = self.cluster.watch();
-        let mut refresh = tokio::time::interval(REFRESH);
-        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut seen = 0;
+        tokio::spawn(capability::keep(self.cluster.clone(), stop.clone()));
+        self.follow()?;
         loop {
             self.start_due();
             let pause = self.until_next();
+            let look_at = tokio::time::Instant::from_std(self.looked + LOOK);
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = refresh.tick() => {
-                    let applied = standing.borrow_and_update().applied;
-                    if std::mem::replace(&mut seen, applied) != applied {
-                        self.refresh()?;
-                    }
+                () = async { self.changes.changed().await; tokio::time::sleep_until(look_at).await } => {
+                    self.follow()?;
                 }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     let (task, ended) = done.context("collect from a device")?;
-                    match ended {
-                        Ended::Done => self.roster.handle_done(&task, clock::now()),
-                        Ended::Failed => self.roster.handle_failed(&task, clock::now()),
-                    }
+                    self.end(&task, ended);
                 }
                 () = tokio::time::sleep(pause) => {}
             }
@@ -186,91 +205,19 @@ impl Collector {
     fn until_next(&self) -> Duration {
         let now = clock::now();
         let due = self.roster.poll_timeout().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)));
-        due.unwrap_or(REFRESH).clamp(Duration::from_millis(5), REFRESH)
+        due.unwrap_or(IDLE).clamp(Duration::from_millis(5), IDLE)
     }
 
-    /// Follows settings, plan and devices as the tables have them now.
-    fn refresh(&mut self) -> anyhow::Result<()> {
-        let tables = self.cluster.view();
-        let meta = rows::meta(&tables)?;
-        if meta.settings_index != self.settings_index {
-            self.settings_index = meta.settings_index;
-            self.follow_settings();
+    fn end(&mut self, task: &Task, ended: Ended) {
+        match task {
+            Task::Sweep { unit, .. } => drop(self.sweeps.remove(unit)),
+            Task::Read { device } => drop(self.reads.remove(device)),
         }
-        self.follow_scripts(&tables)?;
-        let me = self.cluster.me();
-        let zone_mates = rows::members(&tables)?
-            .iter()
-            .filter(|member| member.zone == me.zone && !member.witness)
-            .filter(|member| member.id == me.id.0 || meta.heard.iter().any(|heard| heard.node == member.id))
-            .count();
-        let share = topology::share(self.tools.settings.discovery.rate, zone_mates);
-        // A share below one packet a second still sends one, else a large zone would send none.
-        self.tools.snmp.set_rate(share.map_or(0, |pps| (pps as u32).max(1)));
-        self.units = rows::units(&tables)?
-            .into_iter()
-            .filter(|unit| unit.node == me.id.0)
-            .filter_map(|unit| unit.unit.parse().ok().map(|id| (id, unit)))
-            .collect();
-        let own: Vec<OwnUnit> = self.units.iter().map(|(id, row)| own_unit(id, row)).collect();
-        self.roster.set_units(&own);
-        self.follow_devices(&tables)
-    }
-
-    /// Settings that this version does not understand (a later one applied them) must not stop the node,
-    /// or they would stop every node: what was in force stays.
-    fn follow_settings(&mut self) {
-        let settings = match self.cluster.settings() {
-            Ok(Some(settings)) => settings,
-            Ok(None) => return,
-            Err(error) => return tracing::error!(%error, "the settings cannot be read: the old ones stay"),
-        };
-        self.tools.credentials = Arc::new(credentials::of(&settings));
-        self.tools.ways.clear();
-        self.tools.web.clear();
-        self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
-        self.tools.settings = settings;
-    }
-
-    /// Compiles what changed. A source that this version cannot compile, because a newer one put it, is left out.
-    fn follow_scripts(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
-        let rows = rows::scripts(tables)?;
-        let now: Vec<_> = rows.iter().map(|row| (row.name.clone(), row.sha256.clone())).collect();
-        if now == self.scripts {
-            return Ok(());
+        match ended {
+            Ended::Done => self.roster.handle_done(task, clock::now()),
+            Ended::Failed => self.roster.handle_failed(task, clock::now()),
+            Ended::Stopped => self.roster.handle_stopped(task),
         }
-        self.scripts = now;
-        let compiled = rows.iter().filter_map(|row| match Profile::parse(&row.source) {
-            Ok(profile) => Some(profile),
-            Err(error) => {
-                let (name, version) = (&row.name, &row.version);
-                tracing::warn!(profile = %name, version = %version, %error, "a script does not compile here");
-                None
-            }
-        });
-        self.tools.scripts.put_over(compiled.collect());
-        Ok(())
-    }
-
-    fn follow_devices(&mut self, tables: &crate::cluster::View) -> anyhow::Result<()> {
-        let mut devices = BTreeMap::new();
-        tables.each::<DeviceRow>(Table::Devices, &[], |_, row| {
-            let own = row.unit.parse::<UnitId>().is_ok_and(|unit| self.units.contains_key(&unit));
-            if own && may_contact(&row.address, &self.tools.settings.discovery.exclude) {
-                devices.insert(DeviceId::from(row.id.clone()), row);
-            }
-            true
-        })?;
-        for id in self.devices.keys().filter(|id| !devices.contains_key(id)) {
-            self.roster.remove_device(id);
-        }
-        for (id, row) in &devices {
-            if self.devices.get(id).is_none_or(|before| before != row) {
-                self.roster.set_device(&device_due(id, row), clock::now());
-            }
-        }
-        self.devices = devices;
-        Ok(())
     }
 
     fn start_due(&mut self) {
@@ -287,36 +234,61 @@ impl Collector {
     }
 
     fn start_sweep(&mut self, task: &Task, unit: &UnitId, epoch: Epoch, started_at: Millis) {
-        // A device that was read within its period needs no second read because a sweep met it.
-        let fresh = clock::now().0.saturating_sub(self.tools.settings.metering.every_ms);
-        let known = self
-            .devices
-            .values()
-            .filter(|device| device.unit == unit.as_str() && device.metered_at_ms > fresh)
-            .filter_map(|device| device.address.parse().ok())
-            .collect();
-        let hops = self.units.get(unit).and_then(|row| row.hops);
-        let sweep = sweep::UnitSweep { unit: unit.clone(), epoch, started_at, hops, known };
+        let (Some(row), Some(prefix)) = (self.units.get(unit).cloned(), unit.prefix()) else {
+            return self.roster.handle_failed(task, clock::now());
+        };
+        let mark = row.sweep.clone().unwrap_or_default();
+        let index = self.tools.settings_index;
+        let coverage = Coverage::resume(prefix, &mark, started_at.0, index);
+        let sweep = match sweep::UnitSweep::new(&self.tools, row, epoch, started_at, coverage) {
+            Ok(sweep) => sweep,
+            Err(fault) => {
+                tracing::error!(%unit, %fault, "the devices of a unit cannot be read");
+                return self.roster.handle_failed(task, clock::now());
+            }
+        };
+        let stop = CancellationToken::new();
+        self.sweeps.insert(unit.clone(), Running { stop: stop.clone(), epoch, peer: None });
         let (tools, task) = (self.tools.clone(), task.clone());
-        self.tasks.spawn(async move { (task, contained(sweep.run(&tools)).await) });
+        self.tasks.spawn(async move { (task, contained(sweep.run(&tools, &stop)).await) });
     }
 
     fn start_read(&mut self, task: &Task, id: &DeviceId) {
-        let Some(device) = self.devices.get(id).cloned() else {
-            return self.roster.handle_done(task, clock::now());
+        let device = match rows::device(&self.cluster.view(), id) {
+            Ok(device) => device,
+            Err(fault) => {
+                tracing::error!(device = %id, %fault, "a device cannot be read from the tables");
+                return self.roster.handle_failed(task, clock::now());
+            }
         };
+        let own =
+            device.filter(|device| may_contact(&device.address, &self.tools.settings.discovery.exclude));
+        let Some(device) = own else { return self.roster.handle_done(task, clock::now()) };
+        let epoch = device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit));
+        let epoch = Epoch(epoch.map_or(0, |unit| unit.epoch));
+        let stop = CancellationToken::new();
+        let peer = device.address.parse().ok();
+        self.reads.insert(id.clone(), Running { stop: stop.clone(), epoch, peer });
         let (tools, task) = (self.tools.clone(), task.clone());
-        let epoch =
-            device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit)).map_or(0, |u| u.epoch);
-        self.tasks.spawn(async move { (task, contained(read(&tools, &device, Epoch(epoch))).await) });
+        self.tasks.spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => Ended::Stopped,
+                ended = contained(read::known(&tools, &device, epoch)) => ended,
+            };
+            (task, ended)
+        });
     }
 }
 
 /// False for the addresses that the operator excluded, however well their devices are known, and for a
 /// device that lives nowhere.
 fn may_contact(address: &str, exclude: &[IpNet]) -> bool {
-    let peer = address.parse::<SocketAddr>();
-    peer.is_ok_and(|peer| !exclude.iter().any(|excluded| excluded.contains(&peer.ip())))
+    address.parse::<SocketAddr>().is_ok_and(|peer| !excluded(peer, exclude))
+}
+
+fn excluded(peer: SocketAddr, exclude: &[IpNet]) -> bool {
+    exclude.iter().any(|prefix| prefix.contains(&peer.ip()))
 }
 
 /// A task that panics has failed; it must not take the node down, and with it whichever node takes over
@@ -329,68 +301,9 @@ async fn contained(task: impl Future<Output = Ended>) -> Ended {
     })
 }
 
-fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
-    OwnUnit {
-        unit: id.clone(),
-        epoch: Epoch(row.epoch),
-        swept_at: Millis(row.swept_at_ms),
-        sweep: row
-            .sweep
-            .map(|sweep| Progress { started_at: Millis(sweep.started_at_ms), finished: sweep.finished }),
-        asked_at: Millis(row.asked_at_ms),
-    }
-}
-
-fn device_due(id: &DeviceId, row: &DeviceRow) -> DeviceDue {
-    let unit = row.unit.parse().unwrap_or_else(|_| UnitId::new("", IpNet::default()));
-    DeviceDue {
-        id: id.clone(),
-        unit,
-        metered_at: Millis(row.metered_at_ms),
-        misses: row.misses,
-        asked_at: Millis(row.asked_at_ms),
-    }
-}
-
-/// Reads a known device: the way that worked last, else the others of its protocol.
-async fn read(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> Ended {
-    let Ok(peer) = device.address.parse::<SocketAddr>() else { return Ended::Done };
-    let observe = |what| tools.reporter.observation(&device.unit, epoch, peer, device.hops, what);
-    for way in ways_to(tools, device, peer) {
-        let finished = tools.read(peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
-        match finished.reading {
-            Some(reading) if finished.complete => {
-                tools.ways.put(peer, Way { credential: way.credential, plan: finished.plan });
-                let reading = tools.web.complete(&tools.settings, reading, peer.ip(), web::Lane::Read).await;
-                tools.reporter.report(observe(What::Reading(convert::encode(&reading)))).await;
-                return Ended::Done;
-            }
-            // Lost in the middle: half a reading is no reading; the next try asks again.
-            Some(_) => return Ended::Failed,
-            None => tools.ways.forget(peer),
-        }
-    }
-    tools.reporter.report(observe(What::Silence(Silence { device: device.id.clone() }))).await;
-    Ended::Done
-}
-
-fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
-    if let Some(way) = tools.ways.get(peer) {
-        return vec![way];
-    }
-    let via = convert::decode(&device.reading).map(|reading| reading.via).unwrap_or_default();
-    suitable(&tools.credentials, |credential| via.contains(&device::via(credential)))
-        .into_iter()
-        .map(|credential| Way { credential, plan: ReadPlan::default() })
-        .collect()
-}
-
-/// The credentials that speak as the device did last; all of them where the settings no longer hold such
-/// a one, else a site that moves from communities to SNMPv3 would fall silent until its next sweep.
-fn suitable(credentials: &[Arc<Credential>], spoken: impl Fn(&Credential) -> bool) -> Vec<Arc<Credential>> {
-    let fitting: Vec<_> = credentials.iter().filter(|credential| spoken(credential)).cloned().collect();
-    if fitting.is_empty() { credentials.to_vec() } else { fitting }
-}
+#[cfg(test)]
+#[path = "tests.rs"]
+mod loopback;
 
 #[cfg(test)]
 mod tests {
@@ -403,15 +316,6 @@ mod tests {
         for address in ["10.1.0.5:161", "10.1.9.77:1161", ""] {
             assert!(!may_contact(address, &exclude), "{address}");
         }
-    }
-
-    #[test]
-    fn a_device_whose_protocol_left_the_settings_is_tried_with_what_there_is() {
-        let (v1, v2c) = (Credential::v1("a").unwrap(), Credential::v2c("b").unwrap());
-        let all = [Arc::new(v1), Arc::new(v2c)];
-        let is_v1 = |credential: &Credential| matches!(credential, Credential::V1(_));
-        assert_eq!(suitable(&all, is_v1).len(), 1);
-        assert_eq!(suitable(&all[1..], is_v1).len(), 1, "the other one");
     }
 
     #[tokio::test]

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
+use quire_coordinator::explore::Verdict;
+use quire_coordinator::found::{self, State};
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
 use quire_coordinator::tables::{ReadExt as _, Table};
-use quire_coordinator::topology;
+use quire_coordinator::topology::{self, ReachMap};
 use quire_proto::store::command::Kind;
 use quire_proto::store::{DeviceRow, Reach, ReportReach};
 use tokio::task::JoinSet;
@@ -84,7 +86,8 @@ impl Reachability {
     fn measure_next(&mut self) -> anyhow::Result<()> {
         let Some(settings) = self.cluster.settings()? else { return Ok(()) };
         let links = routes::links();
-        let segments: Vec<IpNet> = settings.discovery.segments.iter().map(|segment| segment.prefix).collect();
+        let ways = Ways::of(&self.cluster, &settings)?;
+        let segments = ways.measure;
         self.distances.retain(|segment, _| segments.contains(segment));
         let old = clock::now().0.saturating_sub(REMEASURE_MS);
         let next = segments.into_iter().find(|segment| {
@@ -119,11 +122,7 @@ impl Reachability {
             addresses.len() < ADDRESSES
         })?;
         if addresses.is_empty() {
-            let hosts = u32::from(net.network())..=u32::from(net.broadcast());
-            let middle =
-                u32::from(net.network()) + (u32::from(net.broadcast()) - u32::from(net.network())) / 2;
-            let candidates = (middle..).take_while(|n| hosts.contains(n)).take(64).map(Ipv4Addr::from);
-            addresses = candidates.filter(allowed).take(ADDRESSES).collect();
+            addresses = distance::candidates(net, exclude);
         }
         Ok(addresses)
     }
@@ -139,7 +138,7 @@ impl Reachability {
             .collect();
         let same =
             |a: &Reach, b: &Reach| (&a.segment, a.hops, a.reachable) == (&b.segment, b.hops, b.reachable);
-        let reaches: Vec<Reach> = reaches(&settings, &self.distances)
+        let reaches: Vec<Reach> = reaches(&Ways::of(&self.cluster, &settings)?, &self.distances)
             .into_iter()
             .filter(|reach| !known.iter().any(|before| same(before, reach)))
             .collect();
@@ -154,20 +153,51 @@ impl Reachability {
     }
 }
 
-fn reaches(settings: &Settings, distances: &Distances) -> Vec<Reach> {
+/// The segments that this node has to know its way to.
+struct Ways {
+    /// Each with its hops where routers told them.
+    told: BTreeMap<IpNet, Option<u32>>,
+    /// Those whose distance is to be measured.
+    measure: Vec<IpNet>,
+}
+
+impl Ways {
+    /// The settings' segments, and what nodes of this zone found: of those the routers' tables know the distance, or
+    /// it is measured as the others are.
+    fn of(cluster: &Cluster, settings: &Settings) -> anyhow::Result<Ways> {
+        let mut measure: Vec<IpNet> =
+            settings.discovery.segments.iter().map(|segment| segment.prefix).collect();
+        let mut told: BTreeMap<IpNet, Option<u32>> = measure.iter().map(|prefix| (*prefix, None)).collect();
+        // Nothing of IPv6 is measured, so what lies inside a found segment counts as far as the whole.
+        let six: Vec<IpNet> = measure.iter().filter(|prefix| prefix.addr().is_ipv6()).copied().collect();
+        let me = cluster.me();
+        for row in rows::segments(&cluster.view())?.into_iter().filter(|row| row.zone == me.zone) {
+            let Some(judged) = found::judge(&row, &settings.discovery, &ReachMap::new()) else { continue };
+            let own = row.ways.iter().filter(|way| way.node == me.id.0).find_map(|way| way.found.as_ref());
+            let hops = own.filter(|found| !found.at_least).map(|found| found.hops);
+            for inside in six.iter().filter(|prefix| judged.prefix.contains(*prefix)) {
+                told.entry(*inside).and_modify(|far| *far = far.or(hops));
+            }
+            let wanted = judged.state != State::Proposed || judged.verdict == Verdict::DistanceUnknown;
+            if wanted && !told.contains_key(&judged.prefix) {
+                told.insert(judged.prefix, hops);
+                measure.extend(hops.is_none().then_some(judged.prefix));
+            }
+        }
+        Ok(Ways { told, measure })
+    }
+}
+
+fn reaches(ways: &Ways, distances: &Distances) -> Vec<Reach> {
     let links = routes::links();
     let measured_at_ms = clock::now().0;
-    settings
-        .discovery
-        .segments
-        .iter()
-        .map(|segment| {
-            let measured = || distances.get(&segment.prefix).and_then(|(hops, _)| *hops);
-            let hops = topology::hops_from_links(&links, segment.prefix).or_else(measured);
-            let reachable = hops.is_some() || routed(segment.prefix.addr());
-            Reach { segment: segment.prefix.to_string(), hops, reachable, measured_at_ms }
-        })
-        .collect()
+    let reach = |(segment, told): (&IpNet, &Option<u32>)| {
+        let measured = || distances.get(segment).and_then(|(hops, _)| *hops);
+        let hops = topology::hops_from_links(&links, *segment).or_else(measured).or(*told);
+        let reachable = hops.is_some() || routed(segment.addr());
+        Reach { segment: segment.to_string(), hops, reachable, measured_at_ms }
+    };
+    ways.told.iter().map(reach).collect()
 }
 
 /// Own links are 0 hops away already, and what lies partly on one is not one distance.

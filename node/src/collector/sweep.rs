@@ -1,155 +1,368 @@
 //! One pass over one unit: probes to all its addresses, and a read of every new printer it meets.
+//!
+//! What is done is told in marks that travel behind the readings, so another owner, or this one after a stop, goes on
+//! where the last committed mark says (`coordinator::coverage`).
+//!
+//! Architecture Invariant: an address is covered only when nothing of it is left to do; no SNMPv3 user is tried at a
+//! device before that is committed (`trials`).
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use quire_coordinator::coverage::Coverage;
+use quire_coordinator::rows;
+use quire_coordinator::tables::Fault;
+use quire_coordinator::{extent, planner};
 use quire_proto::address::Target;
 use quire_proto::convert;
-use quire_proto::id::{Epoch, Millis, UnitId};
+use quire_proto::id::{ANY_ZONE, Epoch, Millis, UnitId};
+use quire_proto::reading::{Reading, Via};
 use quire_proto::store::observation::What;
-use quire_proto::store::{Refusal, SweepMark};
+use quire_proto::store::{Observation, Refusal, SweepMark, UnitRow};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
+use super::explore;
+use super::read::Way;
+use super::trials::{Granted, Trials};
 use super::web::Lane;
-use super::{Ended, Tools, Way};
-use crate::device::{self, Finished, Verdict};
+use super::{Ended, Tools, excluded};
+use crate::clock;
+use crate::device::{self, Finished, ReadPlan, Verdict};
 use crate::snmp::{Credential, Patience, Sweep, SweepEvent};
 
-/// Progress is committed in steps of so many addresses, so a /24 costs the log four entries. It is for
-/// people: addresses are not done in their order and reads lag behind, so a new owner starts over.
-const STEP: u32 = 64;
-
-/// Reads of new devices at the same time.
+/// Reads of new devices at the same time in one unit; all sweeps together have [`super::SWEEP_READS`].
 const READS: usize = 64;
+
+/// Times that a read that broke off is begun anew, before the sweep goes on without it.
+const READ_TRIES: u32 = 3;
 
 /// A sweep to be done.
 pub(super) struct UnitSweep {
-    pub(super) unit: UnitId,
-    pub(super) epoch: Epoch,
-    /// When it began, even if an earlier owner did.
-    pub(super) started_at: Millis,
-    pub(super) hops: Option<u32>,
-    /// Devices that were read lately.
-    pub(super) known: BTreeSet<SocketAddr>,
+    row: UnitRow,
+    unit: UnitId,
+    epoch: Epoch,
+    coverage: Coverage,
+    mark: SweepMark,
+    /// Where devices live; true for those that were read lately.
+    known: Vec<(SocketAddr, bool)>,
+    /// Addresses with something left to do besides the probe.
+    busy: BTreeSet<SocketAddr>,
+    trials: Trials,
+    work: JoinSet<Step>,
 }
 
-type Reads = JoinSet<(SocketAddr, Arc<Credential>, Finished)>;
+/// What a part of the sweep came to.
+pub(super) enum Step {
+    /// A printer was read; the number counts its reads.
+    Read(SocketAddr, Arc<Credential>, Box<Finished>, u32),
+    /// Users may be tried now, or not at all any more.
+    Granted(Option<Vec<Granted>>),
+    /// A user was tried at a device.
+    Tried(Granted, Result<crate::snmp::Answer, crate::snmp::Failure>),
+}
 
 impl UnitSweep {
-    pub(super) async fn run(self, tools: &Tools) -> Ended {
+    /// A sweep of a unit that began at `started_at`, under whichever owner, and of which `coverage` is done already.
+    pub(super) fn new(
+        tools: &Tools,
+        row: UnitRow,
+        epoch: Epoch,
+        started_at: Millis,
+        coverage: Coverage,
+    ) -> Result<Self, Fault> {
+        let unit: UnitId = row.unit.parse().unwrap_or_else(|_| UnitId::new("", ipnet::IpNet::default()));
+        // A device that was read within its period needs no second read because a sweep met it.
+        let fresh = clock::now().0.saturating_sub(tools.settings.metering.every_ms);
+        let mut known = Vec::new();
+        if let Some(prefix) = unit.prefix() {
+            rows::devices_in(&tools.cluster.view(), unit.zone(), prefix, |device| {
+                let at = device.address.parse();
+                known.extend(at.ok().map(|at| (at, device.metered_at_ms > fresh)));
+                true
+            })?;
+        }
+        let mark = SweepMark {
+            started_at_ms: started_at.0,
+            settings_index: tools.settings_index,
+            ..SweepMark::default()
+        };
+        let trials = Trials::new(tools, &row, started_at);
+        let (busy, work) = (BTreeSet::new(), JoinSet::new());
+        Ok(UnitSweep { row, unit, epoch, coverage, mark, known, busy, trials, work })
+    }
+
+    /// Sweeps until all is done, or until told to stop: then it stops at once.
+    pub(super) async fn run(mut self, tools: &Tools, stop: &CancellationToken) -> Ended {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ended::Stopped,
+            ended = self.all(tools) => ended,
+        }
+    }
+
+    async fn all(&mut self, tools: &Tools) -> Ended {
         let hosts = self.hosts(tools);
-        let total = u32::try_from(hosts.len()).unwrap_or(u32::MAX);
-        let mut mark = SweepMark { started_at_ms: self.started_at.0, total, ..SweepMark::default() };
-        self.report_mark(tools, mark).await;
-        let mut events = tools.snmp.sweep(Sweep {
-            peers: Box::new(hosts.into_iter()),
+        self.mark.total = u32::try_from(hosts.len()).unwrap_or(u32::MAX);
+        let left: Vec<SocketAddr> =
+            hosts.iter().copied().filter(|host| !self.coverage.has(host.ip())).collect();
+        if let Some(before) = self.row.sweep.as_ref().filter(|_| left.len() < hosts.len()) {
+            (self.mark.responders, self.mark.devices) = (before.responders, before.devices);
+        }
+        self.report_mark(tools, &hosts).await;
+        let mut events = tools.snmp.survey(Sweep {
+            peers: Box::new(left.into_iter()),
             credentials: tools.credentials.to_vec(),
             oids: device::probe_oids(),
         });
-        let mut reads = Reads::new();
-        let (mut probing, mut complete) = (true, false);
-        loop {
-            tokio::select! {
-                event = events.recv(), if probing && reads.len() < READS => match event {
-                    Some(event) => {
-                        complete |= matches!(event, SweepEvent::Done(_));
-                        self.handle(tools, event, &mut mark, &mut reads).await;
-                    }
-                    None => probing = false,
-                },
-                Some(done) = reads.join_next(), if !reads.is_empty() => {
-                    if let Ok((peer, credential, finished)) = done {
-                        self.keep(tools, peer, credential, finished, &mut mark).await;
-                    }
-                }
-                else => break,
-            }
-        }
-        if !complete {
-            // The engine went away under it: addresses that nobody asked are not swept.
+        if !self.drain(tools, &mut events, &hosts).await {
+            // The engine or the quorum went away under it: what is not covered is not swept.
             return Ended::Failed;
         }
-        mark.done = total;
-        mark.finished = true;
-        self.report_mark(tools, mark).await;
+        self.mark.finished = true;
+        self.report_mark(tools, &hosts).await;
         Ended::Done
     }
 
-    /// The addresses to ask, exclusions taken out.
+    /// True when everything is done.
+    async fn drain(
+        &mut self,
+        tools: &Tools,
+        events: &mut mpsc::Receiver<SweepEvent>,
+        hosts: &[SocketAddr],
+    ) -> bool {
+        let (mut probing, mut complete) = (true, false);
+        loop {
+            tokio::select! {
+                event = events.recv(), if probing && self.work.len() < READS => match event {
+                    Some(event) => {
+                        complete |= matches!(event, SweepEvent::Done(_));
+                        self.handle(tools, event).await;
+                    }
+                    None => probing = false,
+                },
+                Some(done) = self.work.join_next(), if !self.work.is_empty() => match done {
+                    Ok(step) => if !self.advance(tools, step).await { return false },
+                    Err(_) => return false,
+                },
+                () = self.trials.gathered(), if self.trials.waits() => {
+                    let commit = self.trials.commit(tools, self.epoch);
+                    self.work.spawn(async move { Step::Granted(commit.await) });
+                }
+                else => return complete && self.busy.is_empty(),
+            }
+            if self.coverage.is_mark_due() {
+                self.report_mark(tools, hosts).await;
+            }
+        }
+    }
+
+    /// The addresses of the unit, those first that are known to live; exclusions and routers taken out.
     fn hosts(&self, tools: &Tools) -> Vec<SocketAddr> {
         let discovery = &tools.settings.discovery;
         let Some(prefix) = self.unit.prefix() else { return Vec::new() };
-        Target::Prefix(prefix, None)
-            .hosts()
-            .filter(|ip| !discovery.exclude.iter().any(|excluded| excluded.contains(ip)))
+        let guide = explore::guide(&tools.cluster.view(), &tools.cluster.me().zone, prefix);
+        let has_unit = |ip: &IpAddr| {
+            let here = |zone: &str| zone == ANY_ZONE || zone == self.unit.zone();
+            discovery.segments.iter().any(|named| here(&named.zone) && named.prefix.contains(ip))
+        };
+        let hosts = match planner::is_known_only(prefix) {
+            true => guide.live.iter().copied().filter(|ip| !has_unit(ip)).collect(),
+            false => extent::live_first(Target::Prefix(prefix, None).hosts().collect(), &guide.live),
+        };
+        hosts
+            .into_iter()
+            .filter(|ip| !guide.leave.contains(ip))
             .map(|ip| SocketAddr::new(ip, discovery.port))
+            .filter(|peer| !excluded(*peer, &discovery.exclude))
             .collect()
     }
 
-    async fn handle(&self, tools: &Tools, event: SweepEvent, mark: &mut SweepMark, reads: &mut Reads) {
+    async fn handle(&mut self, tools: &Tools, event: SweepEvent) {
         match event {
             SweepEvent::Answered { peer, credential, answer } => {
-                mark.responders += 1;
-                let printer = device::judge(&answer.response.varbinds) != Verdict::NotPrinter;
-                if printer && !self.known.contains(&peer) {
-                    let tools = tools.clone();
-                    reads.spawn(async move {
-                        let mut finished = tools.read(peer, &credential, None, Patience::Normal).await;
-                        if let Some(reading) = finished.reading.take() {
-                            let settings = &tools.settings;
-                            let whole = tools.web.complete(settings, reading, peer.ip(), Lane::Sweep).await;
-                            finished.reading = Some(whole);
-                        }
-                        (peer, credential, finished)
-                    });
-                }
+                self.meet(tools, peer, credential, &answer.response.varbinds);
             }
-            SweepEvent::Progress { done } => {
-                let step = u32::try_from(done).unwrap_or(u32::MAX).min(mark.total) / STEP * STEP;
-                if step > mark.done {
-                    mark.done = step;
-                    self.report_mark(tools, *mark).await;
-                }
+            SweepEvent::Progress { finished, .. } => {
+                let done = finished.into_iter().filter(|peer| !self.busy.contains(peer));
+                done.for_each(|peer| self.coverage.cover(peer.ip()));
             }
             SweepEvent::NeedsCredentials { peer, engine_id } => {
-                mark.responders += 1;
-                let reason = "needs credentials".to_owned();
-                self.report(tools, peer, What::Refusal(Refusal { reason, engine_id })).await;
+                self.mark.responders += 1;
+                if self.trials.offer(&self.coverage, peer) {
+                    self.busy.insert(peer);
+                } else if !self.trials.has_users() {
+                    let reason = "needs credentials".to_owned();
+                    self.report(tools, peer, What::Refusal(Refusal { reason, engine_id })).await;
+                }
             }
-            SweepEvent::Refused { peer, user, reason } => {
-                tracing::warn!(%peer, %user, %reason, "credentials refused");
-                let refusal = Refusal { reason: format!("user {user}: {reason}"), ..Refusal::default() };
-                self.report(tools, peer, What::Refusal(refusal)).await;
-            }
+            SweepEvent::Refused { peer, user, reason } => self.refuse(tools, peer, &user, &reason).await,
             SweepEvent::Done(_) => {}
         }
     }
 
+    /// Somebody answered: a printer that is not known yet, or was not read lately, is read.
+    fn meet(
+        &mut self,
+        tools: &Tools,
+        peer: SocketAddr,
+        credential: Arc<Credential>,
+        varbinds: &[crate::snmp::VarBind],
+    ) {
+        if !matches!(*credential, Credential::V3(_)) {
+            self.mark.responders += 1;
+        }
+        let printer = device::judge(varbinds) != Verdict::NotPrinter;
+        if printer && !self.known.contains(&(peer, true)) {
+            self.read(tools, peer, credential, Some(ReadPlan::glimpsed(varbinds)), 1);
+        } else {
+            self.close(peer);
+        }
+    }
+
+    /// `plan` has what a probe brought just now, where there was one.
+    fn read(
+        &mut self,
+        tools: &Tools,
+        peer: SocketAddr,
+        credential: Arc<Credential>,
+        plan: Option<ReadPlan>,
+        tries: u32,
+    ) {
+        self.busy.insert(peer);
+        let tools = tools.clone();
+        self.work.spawn(async move {
+            // Never closed: the tools hold it.
+            let _room = tools.sweep_reads.acquire().await;
+            let mut finished = tools.read(peer, &credential, plan, Patience::Normal).await;
+            if finished.complete
+                && let Some(reading) = finished.reading.take()
+            {
+                let whole = tools.web.complete(&tools.settings, reading, peer.ip(), Lane::Sweep).await;
+                finished.reading = Some(whole);
+            }
+            Step::Read(peer, credential, Box::new(finished), tries)
+        });
+    }
+
+    /// Nothing of this address is left to do.
+    fn close(&mut self, peer: SocketAddr) {
+        self.busy.remove(&peer);
+        self.coverage.cover(peer.ip());
+    }
+
+    /// Takes in what came of a part; false when the sweep cannot go on.
+    async fn advance(&mut self, tools: &Tools, step: Step) -> bool {
+        match step {
+            Step::Read(peer, credential, finished, tries) => {
+                if !finished.complete && tries < READ_TRIES {
+                    self.read(tools, peer, credential, None, tries + 1);
+                } else {
+                    self.keep(tools, peer, credential, *finished).await;
+                    self.close(peer);
+                }
+            }
+            Step::Granted(None) => return false,
+            Step::Granted(Some(granted)) => {
+                for granted in granted {
+                    let snmp = tools.snmp.clone();
+                    self.work.spawn(async move {
+                        let result = granted.make(&snmp).await;
+                        Step::Tried(granted, result)
+                    });
+                }
+            }
+            Step::Tried(granted, Ok(answer)) => {
+                self.meet(tools, granted.peer, granted.credential, &answer.response.varbinds);
+            }
+            Step::Tried(granted, Err(reason)) => {
+                let user = granted.credential.user().unwrap_or_default().to_owned();
+                self.refuse(tools, granted.peer, &user, &reason).await;
+                if !self.trials.offer_next(&granted) {
+                    self.close(granted.peer);
+                }
+            }
+        }
+        true
+    }
+
+    /// Half a reading is no reading: it says at most who lives where nobody was known.
     async fn keep(
-        &self,
+        &mut self,
         tools: &Tools,
         peer: SocketAddr,
         credential: Arc<Credential>,
         finished: Finished,
-        mark: &mut SweepMark,
     ) {
         let Some(reading) = finished.reading else { return };
-        if !finished.complete {
-            tracing::debug!(%peer, "read lost in the middle; the next sweep or read asks again");
+        let user = credential.user().unwrap_or_default().to_owned();
+        if finished.complete {
+            self.mark.devices += 1;
+            tools.ways.put(peer, Way { credential, plan: finished.plan, proven: true });
+            let observation = self.observation(tools, peer, What::Reading(convert::encode(&reading)));
+            return tools.reporter.report(Observation { user, ..observation }).await;
         }
-        mark.devices += 1;
-        tools.ways.put(peer, Way { credential, plan: finished.plan });
-        self.report(tools, peer, What::Reading(convert::encode(&reading))).await;
+        tracing::debug!(%peer, "reads were lost in the middle");
+        if self.known.iter().any(|(at, _)| *at == peer) {
+            return;
+        }
+        self.mark.devices += 1;
+        let what = What::Reading(convert::encode(&facts(reading)));
+        let observation = self.observation(tools, peer, what);
+        tools.reporter.report(Observation { facts_only: true, user, ..observation }).await;
+    }
+
+    async fn refuse(&mut self, tools: &Tools, peer: SocketAddr, user: &str, reason: &crate::snmp::Failure) {
+        tracing::warn!(%peer, %user, %reason, "credentials refused");
+        let refusal = Refusal { reason: format!("user {user}: {reason}"), ..Refusal::default() };
+        self.report(tools, peer, What::Refusal(refusal)).await;
+    }
+
+    fn observation(&self, tools: &Tools, peer: SocketAddr, what: What) -> Observation {
+        tools.reporter.observation(self.unit.as_str(), self.epoch, peer, self.row.hops, what)
     }
 
     async fn report(&self, tools: &Tools, peer: SocketAddr, what: What) {
-        let observation = tools.reporter.observation(self.unit.as_str(), self.epoch, peer, self.hops, what);
-        tools.reporter.report(observation).await;
+        tools.reporter.report(self.observation(tools, peer, what)).await;
     }
 
-    async fn report_mark(&self, tools: &Tools, mark: SweepMark) {
-        let observation = tools.reporter.of_unit(self.unit.as_str(), self.epoch, What::Sweep(mark));
-        tools.reporter.report(observation).await;
+    async fn report_mark(&mut self, tools: &Tools, hosts: &[SocketAddr]) {
+        let done = hosts.iter().filter(|host| self.coverage.has(host.ip())).count();
+        self.mark.done =
+            if self.mark.finished { self.mark.total } else { u32::try_from(done).unwrap_or(u32::MAX) };
+        self.mark.covered = self.coverage.say().into();
+        let what = What::Sweep(self.mark.clone());
+        tools.reporter.report(tools.reporter.of_unit(self.unit.as_str(), self.epoch, what)).await;
+    }
+}
+
+/// Who it is, without anything that was counted or may have been cut short.
+fn facts(reading: Reading) -> Reading {
+    const IDENTITY: [&str; 8] = ["vendor", "model", "serial", "mac", "name", "location", "firmware", "asset"];
+    let mut sources = reading.sources;
+    sources.retain(|field, _| IDENTITY.contains(&field.as_str()));
+    let via: Vec<Via> = reading.via;
+    Reading { facts: reading.facts, sources, via, ..Reading::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quire_proto::reading::Counters;
+
+    #[test]
+    fn of_half_a_reading_nothing_but_the_identity_is_kept() {
+        let mut half = Reading { via: vec![Via::SnmpV2c], ..Reading::default() };
+        half.facts.serial = Some("S1".into());
+        half.counters = Counters { total: Some(7), ..Counters::default() };
+        half.display = Some("Ready".into());
+        for field in ["serial", "counters.total", "supplies.1.percent", "display"] {
+            half.sources.insert(field.into(), "1.3".into());
+        }
+        let kept = facts(half);
+        assert!(kept.counters.is_empty() && kept.supplies.is_empty() && kept.display.is_none());
+        assert_eq!((kept.facts.serial.as_deref(), kept.sources.len(), kept.via.len()), (Some("S1"), 1, 1));
     }
 }

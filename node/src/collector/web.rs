@@ -14,8 +14,9 @@ use quire_proto::reading::{Counters, Reading};
 use tokio::sync::Semaphore;
 
 use crate::clock;
+use crate::device::browser::Browser;
 use crate::device::http::{Fingerprint, Login};
-use crate::device::web::{self, Asking};
+use crate::device::web::{self, Asking, Learnt};
 use crate::device::{lacks, merge};
 
 /// Visits at the same time, one connection each: as many sockets.
@@ -46,6 +47,22 @@ struct Known {
     identity: Reading,
 }
 
+impl Known {
+    /// The first certificate stays pinned, a refused login stays refused.
+    fn learn(&mut self, ip: IpAddr, learnt: &Learnt) {
+        if let (Some(before), Some(now)) = (self.pin, learnt.fingerprint)
+            && before != now
+        {
+            tracing::warn!(%ip, %before, %now, "the device's certificate is another one");
+        }
+        if learnt.login_refused && !self.login_refused {
+            tracing::warn!(%ip, "the device refused the configured login; it is not offered again");
+        }
+        self.pin = self.pin.or(learnt.fingerprint);
+        self.login_refused |= learnt.login_refused;
+    }
+}
+
 /// The visits of one node.
 pub(crate) struct Web {
     active: Semaphore,
@@ -53,20 +70,38 @@ pub(crate) struct Web {
     sweeping: Semaphore,
     /// A bound is the number of devices that a node owns.
     known: Mutex<HashMap<IpAddr, Known>>,
+    browser: Browser,
 }
 
-impl Default for Web {
-    fn default() -> Self {
+impl Web {
+    /// The visits of a node with this browser.
+    pub(super) fn new(browser: Browser) -> Web {
         Web {
             active: Semaphore::new(ACTIVE),
             reading: Semaphore::new(READING),
             sweeping: Semaphore::new(SWEEPING),
             known: Mutex::default(),
+            browser,
         }
     }
-}
 
-impl Web {
+    /// How scripts may ask a device's web server: as visits do, certificate and login included.
+    pub(super) fn asking(&self, settings: &Settings, ip: IpAddr) -> Asking {
+        let known = self.known().get(&ip).cloned().unwrap_or_default();
+        if excluded(settings, ip) {
+            return Asking::default();
+        }
+        let browser = settings.http.chromium.then(|| self.browser.clone());
+        Asking { browser, ..asking(settings, ip, &known) }
+    }
+
+    /// Remembers what somebody learnt of a device's web server.
+    pub(super) fn learn(&self, ip: IpAddr, learnt: &Learnt) {
+        if learnt.fingerprint.is_some() || learnt.login_refused {
+            self.known().entry(ip).or_default().learn(ip, learnt);
+        }
+    }
+
     /// Forgets everything, so that changed logins are tried.
     pub(super) fn clear(&self) {
         self.known().clear();
@@ -99,16 +134,7 @@ impl Web {
         let Ok(_turn) = self.active.acquire().await else { return standard };
         let asking = asking(settings, ip, &known);
         let (whole, learnt) = web::complete(standard, ip, &asking).await;
-        if let (Some(before), Some(now)) = (known.pin, learnt.fingerprint)
-            && before != now
-        {
-            tracing::warn!(%ip, %before, %now, "the device's certificate is another one");
-        }
-        if learnt.login_refused && !known.login_refused {
-            tracing::warn!(%ip, "the device refused the configured login; it is not offered again");
-        }
-        known.pin = known.pin.or(learnt.fingerprint);
-        known.login_refused |= learnt.login_refused;
+        known.learn(ip, &learnt);
         let whole = remember(whole, known.identity.clone());
         if learnt.found {
             known.identity = identity(&whole);
@@ -140,6 +166,7 @@ fn asking(settings: &Settings, ip: IpAddr, known: &Known) -> Asking {
         unknown: false,
         login: login.map(|login| Arc::new(Login::new(&login.user, login.password.expose()))),
         pin: known.pin,
+        browser: None,
     }
 }
 
@@ -179,6 +206,22 @@ mod tests {
         assert!(asking(&settings, "10.2.2.3".parse().unwrap(), &known).login.is_none());
         known.login_refused = true;
         assert!(asking(&settings, "10.1.2.3".parse().unwrap(), &known).login.is_none());
+    }
+
+    #[test]
+    fn what_a_script_learns_holds_for_every_visit() {
+        let settings = settings(
+            "[discovery]\nexclude = [\"10.1.0.5\"]\n[[http_login]]\nsegment = \"10.1.0.0/16\"\n\
+             user = \"viewer\"\npassword = \"top secret\"\n",
+        );
+        let (web, ip) = (Web::new(Browser::off()), "10.1.2.3".parse().unwrap());
+        let (first, other) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
+        assert!(web.asking(&settings, ip).login.is_some() && web.asking(&settings, ip).pin.is_none());
+        web.learn(ip, &Learnt { fingerprint: Some(first), ..Learnt::default() });
+        web.learn(ip, &Learnt { fingerprint: Some(other), login_refused: true, ..Learnt::default() });
+        let asked = web.asking(&settings, ip);
+        assert_eq!((asked.pin, asked.login.is_none()), (Some(first), true));
+        assert!(web.asking(&settings, "10.1.0.5".parse().unwrap()).ports.is_empty(), "excluded");
     }
 
     #[test]
@@ -225,7 +268,7 @@ mod tests {
         let mut standard = Reading { via: vec![Via::SnmpV2c], ..Reading::default() };
         standard.facts.vendor = Some("HP".into());
         standard.facts.mac = "00:11:22:33:44:55".parse().ok();
-        let web = Web::default();
+        let web = Web::new(Browser::off());
         let whole = web.complete(&settings, standard.clone(), ip, Lane::Read).await;
         assert_eq!((whole.facts.serial.as_deref(), whole.counters.total), (Some("CND8F5PF0F"), Some(7)));
         assert_eq!(whole.via, [Via::SnmpV2c, Via::Http]);
@@ -244,7 +287,7 @@ mod tests {
     #[tokio::test]
     async fn without_ports_nothing_is_asked() {
         let settings = settings("[http]\nports = []\n");
-        let web = Web::default();
+        let web = Web::new(Browser::off());
         let whole =
             web.complete(&settings, Reading::default(), "127.0.0.1".parse().unwrap(), Lane::Read).await;
         assert_eq!(whole, Reading::default());

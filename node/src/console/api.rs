@@ -9,12 +9,13 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use quire_coordinator::tables::Fault;
+use quire_coordinator::tables::{Fault, Table};
 use quire_proto::id::Millis;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Site, facts, guard};
+use super::listing::{Listing, Render};
+use super::{Site, devices, facts, guard, segments};
 
 /// Listings by token; the local control socket mounts [`listings`] without one.
 pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
@@ -34,10 +35,12 @@ pub(super) fn listings() -> Router<Arc<Site>> {
         .route("/api/v1/members", get(members))
         .route("/api/v1/units", get(units))
         .route("/api/v1/plan", get(units))
-        .route("/api/v1/devices", get(devices))
+        .route("/api/v1/devices", get(list_devices))
         .route("/api/v1/readings", get(readings))
         .route("/api/v1/reachability", get(reachability))
+        .route("/api/v1/segments", get(found))
         .route("/api/v1/audit", get(audit))
+        .merge(devices::listings())
 }
 
 async fn by_token(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
@@ -55,13 +58,18 @@ pub(super) fn problem(status: StatusCode, why: impl Into<String>) -> Response {
     (status, Json(json!({ "error": why.into() }))).into_response()
 }
 
-fn answer(headers: &HeaderMap, rows: Result<Vec<Value>, Fault>) -> Response {
+fn wants_lines(headers: &HeaderMap) -> bool {
+    let wants = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    wants.contains("application/x-ndjson")
+}
+
+/// A listing that is small by nature.
+pub(super) fn answer(headers: &HeaderMap, rows: Result<Vec<Value>, Fault>) -> Response {
     let rows = match rows {
         Ok(rows) => rows,
         Err(fault) => return problem(StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
     };
-    let wants = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !wants.contains("application/x-ndjson") {
+    if !wants_lines(headers) {
         return Json(rows).into_response();
     }
     let mut lines = String::new();
@@ -99,12 +107,29 @@ async fn members(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response 
     answer(&headers, members)
 }
 
-async fn units(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    answer(&headers, facts::units(&site.cluster.view()))
+/// A listing of a whole table, or of its rows from a key on.
+fn list(site: &Site, headers: &HeaderMap, table: Table, from: Vec<u8>, render: Render) -> Response {
+    Listing { cluster: site.cluster.clone(), table, from, render, lines: wants_lines(headers) }.respond()
 }
 
-async fn devices(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    answer(&headers, facts::devices(&site.cluster.view(), |_| true))
+async fn units(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    list(&site, &headers, Table::Units, Vec::new(), facts::unit)
+}
+
+#[derive(Deserialize)]
+struct Which {
+    /// Those too that left the reports.
+    #[serde(default)]
+    all: bool,
+}
+
+async fn list_devices(
+    State(site): State<Arc<Site>>,
+    Query(which): Query<Which>,
+    headers: HeaderMap,
+) -> Response {
+    let render = if which.all { facts::any_device } else { facts::device };
+    list(&site, &headers, Table::Devices, Vec::new(), render)
 }
 
 #[derive(Deserialize)]
@@ -121,15 +146,31 @@ async fn readings(State(site): State<Arc<Site>>, Query(query): Query<Since>, hea
             return problem(StatusCode::BAD_REQUEST, why);
         }
     };
-    answer(&headers, facts::readings(&site.cluster.view(), since, query.device.as_deref(), usize::MAX))
+    let Some(device) = query.device else {
+        return list(&site, &headers, Table::Readings, since.0.to_be_bytes().to_vec(), facts::reading);
+    };
+    // A device's own are few: all of two days and one a day before.
+    let readings = facts::readings_of(&site.cluster.view(), &device, usize::MAX).map(|mut readings| {
+        let at = |reading: &Value| reading.get("at").and_then(Value::as_str).and_then(|at| at.parse().ok());
+        readings.retain(|reading| at(reading).is_none_or(|at: Millis| at >= since));
+        readings.reverse();
+        readings
+    });
+    answer(&headers, readings)
 }
 
 async fn reachability(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     answer(&headers, facts::reachability(&site.cluster.view()))
 }
 
+async fn found(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    // Settings that this version cannot read accept nothing.
+    let settings = site.cluster.settings().ok().flatten();
+    answer(&headers, segments::list(&site.cluster.view(), settings.as_deref()))
+}
+
 async fn audit(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    answer(&headers, facts::audit(&site.cluster.view()))
+    list(&site, &headers, Table::Audit, Vec::new(), facts::audit)
 }
 
 fn openapi() -> Value {
@@ -147,9 +188,14 @@ fn openapi() -> Value {
             "/api/v1/members": list("The nodes"),
             "/api/v1/units": list("The units and how far their sweeps have come"),
             "/api/v1/plan": list("Which node has which unit"),
-            "/api/v1/devices": list("The devices"),
+            "/api/v1/devices": list("The devices; ?all=true with those that left the reports"),
+            "/api/v1/device/{id}": list("One device with its evidence, decisions and events"),
+            "/api/v1/events": list("What happened to devices, oldest first; ?device=ID"),
+            "/api/v1/review": list("What is doubtful about who is who"),
+            "/api/v1/decisions": list("What operators decided about it"),
             "/api/v1/readings": list("The readings, oldest first; ?since=TIME&device=ID"),
             "/api/v1/reachability": list("Which node reaches which segment"),
+            "/api/v1/segments": list("The segments that nodes and routers made known"),
             "/api/v1/audit": list("What operators did"),
         }
     })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,14 +21,14 @@ use quire_proto::id::NodeId;
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Ask, CreateApiToken, Member, RemoveMember, UpdateMember};
+use quire_proto::store::{Ask, CreateApiToken, RemoveMember, UnitRow, UpdateMember};
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::api::problem;
-use super::{Site, facts, scripts};
+use super::{Site, devices, facts, rescue, scripts, segments};
 use crate::cluster::ProposeError;
 
 /// The socket's name in the data directory.
@@ -66,11 +66,16 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/control/settings/validate", post(validate_settings))
         .route("/control/members/{name}/{verb}", post(member_verb))
         .route("/control/enroll", post(enroll))
-        .route("/control/sweep", post(sweep))
+        .route("/control/sweep", post(sweep).get(sweep_progress))
         .route("/control/read", post(read))
+        .route("/control/segments", post(segments::decide))
+        .route("/control/explore", post(segments::explore))
         .route("/control/explain/{address}", get(explain))
+        .route("/control/recover", post(rescue::recover))
+        .route("/control/backup", post(rescue::backup))
         .route("/control/scripts", get(scripts::list).post(scripts::put))
         .route("/control/scripts/{name}/remove", post(scripts::remove))
+        .merge(devices::changes())
 }
 
 /// What a handler could not do: the status and the reason.
@@ -89,6 +94,12 @@ impl From<ProposeError> for Trouble {
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Trouble(status, error.to_string())
+    }
+}
+
+impl Trouble {
+    pub(super) fn text(&self) -> &str {
+        &self.1
     }
 }
 
@@ -158,8 +169,8 @@ async fn member_verb(State(site): State<Arc<Site>>, Path((name, verb)): Path<(St
     };
     let id = NodeId(member.id);
     match verb.as_str() {
-        "drain" => draining(&site, member, true).await?,
-        "resume" => draining(&site, member, false).await?,
+        "drain" => draining(&site, id, true).await?,
+        "resume" => draining(&site, id, false).await?,
         "remove" if known.len() == 1 => return Err(bad("the last node cannot be removed")),
         "remove" => {
             let voters = site.cluster.watch().borrow().voters.clone();
@@ -199,9 +210,9 @@ fn majority_without(gone: NodeId, voters: &BTreeSet<NodeId>, alive: &BTreeSet<No
     !voters.contains(&gone) || left * 2 > voters.len()
 }
 
-async fn draining(site: &Site, member: Member, draining: bool) -> Result<(), Trouble> {
-    let member = Member { draining, ..member };
-    site.cluster.propose(Kind::UpdateMember(UpdateMember { member: Some(member) }), PATIENCE).await?;
+async fn draining(site: &Site, id: NodeId, draining: bool) -> Result<(), Trouble> {
+    let update = UpdateMember { id: id.0, draining: Some(draining), ..UpdateMember::default() };
+    site.cluster.propose(Kind::UpdateMember(update), PATIENCE).await?;
     Ok(())
 }
 
@@ -227,6 +238,22 @@ async fn sweep(State(site): State<Arc<Site>>, Json(options): Json<SweepOptions>)
     ask(&site, AskWhat::SweepSegment(options.segment.unwrap_or_default())).await
 }
 
+/// How far the sweep is that was asked for last: of its units those that were not swept since.
+async fn sweep_progress(State(site): State<Arc<Site>>, Query(options): Query<SweepOptions>) -> Done {
+    let segment = options.segment.unwrap_or_default();
+    let mut units = rows::units(&site.cluster.view())?;
+    units.retain(|unit| segment.is_empty() || unit.segment == segment || unit.unit == segment);
+    let finished = |unit: &UnitRow| {
+        let sweep = unit.sweep.clone().unwrap_or_default();
+        sweep.finished && sweep.started_at_ms >= unit.asked_at_ms
+    };
+    let all = units.len();
+    units.retain(|unit| !finished(unit));
+    let mut progress = facts::sweeps(&units);
+    progress["swept"] = json!(all - units.len());
+    Ok(Json(progress))
+}
+
 #[derive(Deserialize)]
 struct ReadOptions {
     device: String,
@@ -236,7 +263,7 @@ async fn read(State(site): State<Arc<Site>>, Json(options): Json<ReadOptions>) -
     ask(&site, AskWhat::ReadDevice(options.device)).await
 }
 
-async fn ask(site: &Site, what: AskWhat) -> Done {
+pub(super) async fn ask(site: &Site, what: AskWhat) -> Done {
     let command = Ask { by: BY.to_owned(), what: Some(what) };
     let outcome = site.cluster.propose(Kind::Ask(command), PATIENCE).await?;
     let changes = match outcome.result {
@@ -251,7 +278,7 @@ async fn explain(State(site): State<Arc<Site>>, Path(address): Path<std::net::Ip
     let units = rows::units(&tables)?;
     let holds = |prefix: &str| prefix.parse::<ipnet::IpNet>().is_ok_and(|prefix| prefix.contains(&address));
     let Some(unit) = units.iter().find(|unit| holds(&unit.prefix)) else {
-        return Err(bad(format!("{address} lies in no segment of the settings")));
+        return Err(bad(format!("{address} lies in no segment that is searched")));
     };
     let reaches = rows::reaches(&tables)?;
     let meta = rows::meta(&tables)?;

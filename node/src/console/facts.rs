@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use quire_coordinator::rows;
-use quire_coordinator::tables::{Fault, Read, ReadExt as _, Table};
+use bytes::Bytes;
+use prost::Message;
+use quire_coordinator::tables::{Fault, Read, ReadExt as _, Table, after};
+use quire_coordinator::{history, progress, rows};
 use quire_proto::convert;
 use quire_proto::id::{Millis, NodeId};
 use quire_proto::reading::Status;
 use quire_proto::store::{AuditRow, DeviceRow, Heard, Member, Meta, ReadingRow, UnitRow};
 use serde_json::{Map, Value, json};
 
+use crate::clock;
 use crate::cluster::{Cluster, Role, Standing};
 use crate::device::{Place, device_json};
 
@@ -70,8 +73,12 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "units", json!(units.len()));
     let unassigned = units.iter().filter(|unit| unit.node == 0).count();
     put(&mut object, "unassigned", json!(unassigned));
-    put(&mut object, "devices", json!(meta.devices));
+    put(&mut object, "devices", json!(meta.devices.saturating_sub(meta.expired)));
     put(&mut object, "plan_epoch", json!(meta.plan_epoch));
+    let schedule = cluster.settings().ok().flatten().map(|settings| settings.discovery.schedule.clone());
+    let (schedule, now) = (schedule.unwrap_or_default(), clock::now());
+    let due = units.iter().filter(|unit| unit.node > 0 && progress::is_due(unit, &schedule, now));
+    put(&mut object, "sweeps", sweeps(due));
     put(&mut object, "upstream", upstream(&meta, &names, standing.quorum));
     Ok(Value::Object(object))
 }
@@ -134,16 +141,20 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
         "lag": heard.map_or(0, |heard| heard.lag),
         "version": member.version,
         "draining": member.draining,
+        "capabilities": member.capabilities,
     })
 }
 
-/// `units` and `plan`.
-pub(crate) fn units(tables: &impl Read) -> Result<Vec<Value>, Fault> {
-    let names = names(tables)?;
-    Ok(rows::units(tables)?.iter().map(|row| unit(row, &names)).collect())
+fn decode<M: Message + Default>(table: Table, stored: &Bytes) -> Result<M, Fault> {
+    M::decode(stored.clone()).map_err(|reason| Fault::Damaged { table, reason })
 }
 
-fn unit(row: &UnitRow, names: &Names) -> Value {
+/// A row of `units` and `plan`.
+pub(crate) fn unit(_: &[u8], stored: &Bytes, names: &Names) -> Result<Option<Value>, Fault> {
+    Ok(Some(unit_json(&decode(Table::Units, stored)?, names)))
+}
+
+fn unit_json(row: &UnitRow, names: &Names) -> Value {
     let mut object = Map::new();
     put(&mut object, "unit", json!(row.unit));
     put(&mut object, "zone", json!(row.zone));
@@ -152,7 +163,7 @@ fn unit(row: &UnitRow, names: &Names) -> Value {
     put(&mut object, "node", name(names, row.node));
     put(&mut object, "epoch", json!(row.epoch));
     put(&mut object, "cost", json!(row.cost));
-    let sweep = row.sweep.unwrap_or_default();
+    let sweep = row.sweep.clone().unwrap_or_default();
     let state = match () {
         () if row.node == 0 => "unassigned",
         () if sweep.total > 0 && !sweep.finished => "sweeping",
@@ -165,34 +176,81 @@ fn unit(row: &UnitRow, names: &Names) -> Value {
     put(&mut object, "coverage", json!((coverage * 1000.0).round() / 1000.0));
     put(&mut object, "devices", json!(row.devices));
     put(&mut object, "responders", json!(sweep.responders));
+    put(&mut object, "seconds_left", progress::seconds_left(row, clock::now()).map(|left| json!(left)));
     Value::Object(object)
 }
 
-/// `devices`; `keep` chooses before anything is decoded.
-pub(crate) fn devices(tables: &impl Read, mut keep: impl FnMut(&Value) -> bool) -> Result<Vec<Value>, Fault> {
+/// Units as a page shows them: those from a key on, and the key of the next page.
+pub(crate) fn units_page(
+    tables: &impl Read,
+    from: &[u8],
+    most: usize,
+) -> Result<(Vec<Value>, Option<Vec<u8>>), Fault> {
     let names = names(tables)?;
-    let mut devices = Vec::new();
-    tables.each::<DeviceRow>(Table::Devices, &[], |_, row| {
-        let value = device(&row, &names);
-        if keep(&value) {
-            devices.push(value);
+    let mut rows = tables.range(Table::Units, from, most + 1)?;
+    let next = rows.get(most).map(|(key, _)| key.to_vec());
+    rows.truncate(most);
+    let units = rows.iter().map(|(_, row)| Ok(unit_json(&decode(Table::Units, row)?, &names)));
+    Ok((units.collect::<Result<_, Fault>>()?, next))
+}
+
+/// A row of `devices`: of those that are in the reports.
+pub(crate) fn device(_: &[u8], stored: &Bytes, names: &Names) -> Result<Option<Value>, Fault> {
+    let row: DeviceRow = decode(Table::Devices, stored)?;
+    Ok((row.expired_at_ms == 0).then(|| device_row(&row, names)))
+}
+
+/// A row of `devices --all`.
+pub(crate) fn any_device(_: &[u8], stored: &Bytes, names: &Names) -> Result<Option<Value>, Fault> {
+    Ok(Some(device_row(&decode(Table::Devices, stored)?, names)))
+}
+
+/// Devices as a page shows them, by zone and address: those from a place on that `keep` chooses, and the place of the
+/// next page.
+pub(crate) fn devices_page(
+    tables: &impl Read,
+    from: &[u8],
+    most: usize,
+    mut keep: impl FnMut(&Value) -> bool,
+) -> Result<(Vec<Value>, Option<Vec<u8>>), Fault> {
+    /// Devices looked at for one page, so that a rare word holds up nobody: some 200 ms.
+    const LOOKED_AT: usize = 20_000;
+    /// Places fetched at a time.
+    const FETCH: usize = 256;
+    let names = names(tables)?;
+    let (mut devices, mut from, mut looked) = (Vec::new(), from.to_vec(), 0);
+    loop {
+        let places = tables.range(Table::Places, &from, FETCH)?;
+        let last = places.len() < FETCH;
+        for (place, id) in places {
+            if devices.len() >= most || looked >= LOOKED_AT {
+                return Ok((devices, Some(place.to_vec())));
+            }
+            looked += 1;
+            let row = tables.row::<DeviceRow>(Table::Devices, &id)?;
+            if let Some(row) = row.filter(|row| row.expired_at_ms == 0) {
+                devices.extend(Some(device_row(&row, &names)).filter(|device| keep(device)));
+            }
+            from = after(&place);
         }
-        true
-    })?;
-    Ok(devices)
+        if last {
+            return Ok((devices, None));
+        }
+    }
 }
 
 /// One device, where it is known.
 pub(crate) fn one_device(tables: &impl Read, id: &str) -> Result<Option<Value>, Fault> {
     let names = names(tables)?;
-    Ok(tables.row::<DeviceRow>(Table::Devices, id.as_bytes())?.map(|row| device(&row, &names)))
+    Ok(tables.row::<DeviceRow>(Table::Devices, id.as_bytes())?.map(|row| device_row(&row, &names)))
 }
 
-fn device(row: &DeviceRow, names: &Names) -> Value {
+fn device_row(row: &DeviceRow, names: &Names) -> Value {
     let mut reading = convert::decode(&row.reading).unwrap_or_default();
     if row.misses >= OFFLINE_AFTER {
         reading.status = Some(Status::Offline);
     }
+    super::devices::overlay_typed(row, &mut reading);
     let first_seen = Millis(row.first_seen_ms).rfc3339();
     let last_seen = Millis(row.last_seen_ms).rfc3339();
     let metered_at = (row.metered_at_ms > 0).then(|| Millis(row.metered_at_ms).rfc3339());
@@ -208,44 +266,27 @@ fn device(row: &DeviceRow, names: &Names) -> Value {
         last_seen: Some(&last_seen),
         metered_at: metered_at.as_deref(),
     };
-    device_json(&place, &reading)
+    let mut device = device_json(&place, &reading);
+    super::devices::add_history(row, &mut device);
+    device
 }
 
 fn ip(address: &str) -> Option<IpAddr> {
     address.parse::<SocketAddr>().ok().map(|at| at.ip())
 }
 
-/// `readings` at or after `since`, oldest first; at most `limit`, and the time to go on from.
-pub(crate) fn readings(
-    tables: &impl Read,
-    since: Millis,
-    device: Option<&str>,
-    limit: usize,
-) -> Result<Vec<Value>, Fault> {
-    let names = names(tables)?;
-    let mut readings = Vec::new();
-    let mut from = since.0.to_be_bytes().to_vec();
-    loop {
-        let page = tables.range(Table::Readings, &from, 512)?;
-        let last = page.len() < 512;
-        for (key, stored) in page {
-            let row = <ReadingRow as prost::Message>::decode(stored)
-                .map_err(|reason| Fault::Damaged { table: Table::Readings, reason })?;
-            if device.is_none_or(|device| device == row.device) {
-                readings.push(reading(&row, &names));
-            }
-            from = quire_coordinator::tables::after(&key);
-            if readings.len() >= limit {
-                return Ok(readings);
-            }
-        }
-        if last {
-            return Ok(readings);
-        }
-    }
+/// A row of `readings`.
+pub(crate) fn reading(_: &[u8], stored: &Bytes, names: &Names) -> Result<Option<Value>, Fault> {
+    Ok(Some(reading_json(&decode(Table::Readings, stored)?, names)))
 }
 
-fn reading(row: &ReadingRow, names: &Names) -> Value {
+/// The readings of one device, latest first; at most `limit`.
+pub(crate) fn readings_of(tables: &impl Read, device: &str, limit: usize) -> Result<Vec<Value>, Fault> {
+    let names = names(tables)?;
+    Ok(history::of_device(tables, device, limit)?.iter().map(|row| reading_json(row, &names)).collect())
+}
+
+fn reading_json(row: &ReadingRow, names: &Names) -> Value {
     let reading = convert::decode(&row.reading).unwrap_or_default();
     let mut object = Map::new();
     put(&mut object, "id", json!(row.id));
@@ -280,13 +321,21 @@ pub(crate) fn reachability(tables: &impl Read) -> Result<Vec<Value>, Fault> {
         .collect())
 }
 
-/// `audit`, oldest first.
-pub(crate) fn audit(tables: &impl Read) -> Result<Vec<Value>, Fault> {
-    let mut rows = Vec::new();
-    tables.each::<AuditRow>(Table::Audit, &[], |key, row| {
-        let index = key.try_into().map_or(0, u64::from_be_bytes);
-        rows.push(json!({"index": index, "at": Millis(row.at_ms).rfc3339(), "by": row.by, "what": row.what}));
-        true
-    })?;
-    Ok(rows)
+/// A row of `audit`.
+pub(crate) fn audit(key: &[u8], stored: &Bytes, _: &Names) -> Result<Option<Value>, Fault> {
+    let row: AuditRow = decode(Table::Audit, stored)?;
+    let index = key.try_into().map_or(0, u64::from_be_bytes);
+    let at = Millis(row.at_ms).rfc3339();
+    Ok(Some(json!({"index": index, "at": at, "by": row.by, "what": row.what})))
+}
+
+/// How far the sweeps of these units are.
+pub(crate) fn sweeps<'a>(due: impl IntoIterator<Item = &'a UnitRow>) -> Value {
+    let progress = progress::of(due);
+    let mut object = Map::new();
+    put(&mut object, "units", json!(progress.units));
+    put(&mut object, "addresses", json!(progress.addresses));
+    put(&mut object, "done", json!(progress.done));
+    put(&mut object, "seconds_left", progress.seconds_left.map(|left| json!(left)));
+    Value::Object(object)
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use quire_coordinator::tables::{Read, ReadExt as _, Table};
 use quire_proto::store::ApiTokenRow;
 use ring::digest::{SHA256, digest};
@@ -62,10 +62,29 @@ pub(crate) fn local_host(headers: &HeaderMap) -> bool {
     bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// True when a form was sent by a page of this console: browsers name the page's origin with every form.
+pub(crate) fn same_origin(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let (Some(origin), Some(host)) = (text(header::ORIGIN), text(header::HOST)) else { return false };
+    origin.split_once("://").is_some_and(|(_, from)| from == host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::HeaderValue;
+
+    #[test]
+    fn forms_of_other_sites_are_foreign() {
+        let from = |origin: &'static str| {
+            let host = HeaderValue::from_static("127.0.0.1:7480");
+            HeaderMap::from_iter([(header::HOST, host), (header::ORIGIN, HeaderValue::from_static(origin))])
+        };
+        assert!(same_origin(&from("http://127.0.0.1:7480")));
+        for bad in ["http://evil.example", "null", "http://127.0.0.1:9"] {
+            assert!(!same_origin(&from(bad)), "{bad}");
+        }
+        assert!(!same_origin(&HeaderMap::new()));
+    }
 
     #[test]
     fn names_that_merely_point_here_are_foreign() {

@@ -5,10 +5,14 @@
 
 mod api;
 mod control;
+mod devices;
 pub(crate) mod facts;
 mod guard;
+mod listing;
 mod pages;
+mod rescue;
 mod scripts;
+mod segments;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +38,8 @@ pub(crate) struct Site {
     /// True where the console listens on loopback only, so that pages need no login.
     pub(crate) open: bool,
     pub(crate) stop: CancellationToken,
+    /// Cancelled when an operator wants this node to go on alone.
+    pub(crate) recover: CancellationToken,
 }
 
 impl Site {

@@ -12,15 +12,17 @@ use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
+use data_encoding::BASE64URL_NOPAD;
 use futures::Stream;
-use quire_coordinator::tables::Fault;
-use quire_proto::id::Millis;
+use quire_coordinator::rows;
+use quire_coordinator::tables::{Fault, Table};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Site, facts, guard};
+use super::{Site, facts, guard, segments};
+use crate::cluster::Seen;
 
-/// Devices on one page: about a screenful of scrolling, and a bound on what one request renders.
+/// Rows on one page: about a screenful of scrolling, and a bound on what one request renders.
 const PAGE: usize = 200;
 
 /// Events a second at most, however much is applied.
@@ -34,6 +36,7 @@ pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
     let guarded = Router::new()
         .route("/", get(cluster))
         .route("/units", get(units))
+        .route("/segments", get(found).post(segments::decide_on_page))
         .route("/devices", get(devices))
         .route("/devices/{id}", get(device))
         .route("/events", get(events))
@@ -50,7 +53,7 @@ async fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, header::HeaderValue::from_static(POLICY));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, header::HeaderValue::from_static("no-referrer"));
+    headers.insert(header::REFERRER_POLICY, header::HeaderValue::from_static("same-origin"));
     response
 }
 
@@ -175,15 +178,47 @@ async fn cluster(State(site): State<Arc<Site>>) -> Response {
 struct UnitsPage {
     cluster: String,
     units: Vec<Row>,
+    /// Where the next page begins, and whether this is not the first.
+    next: String,
+    later: bool,
 }
 
-async fn units(State(site): State<Arc<Site>>) -> Response {
-    match facts::units(&site.cluster.view()) {
-        Ok(units) => {
-            page(&UnitsPage { cluster: cluster_name(&site), units: units.into_iter().map(Row).collect() })
+async fn units(State(site): State<Arc<Site>>, Query(search): Query<Search>) -> Response {
+    let from = search.from();
+    match facts::units_page(&site.cluster.view(), &from, PAGE) {
+        Ok((units, next)) => page(&UnitsPage {
+            cluster: cluster_name(&site),
+            units: units.into_iter().map(Row).collect(),
+            next: cursor(next),
+            later: !from.is_empty(),
+        }),
+        Err(fault) => broken(&fault),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "segments.html")]
+struct SegmentsPage {
+    cluster: String,
+    segments: Vec<Row>,
+    exploring: bool,
+}
+
+async fn found(State(site): State<Arc<Site>>) -> Response {
+    let settings = site.cluster.settings().ok().flatten();
+    let exploring = settings.as_ref().is_some_and(|settings| settings.discovery.hops.is_some());
+    match segments::list(&site.cluster.view(), settings.as_deref()) {
+        Ok(rows) => {
+            let segments = rows.into_iter().map(Row).collect();
+            page(&SegmentsPage { cluster: cluster_name(&site), segments, exploring })
         }
         Err(fault) => broken(&fault),
     }
+}
+
+/// A key as an address can carry it.
+fn cursor(key: Option<Vec<u8>>) -> String {
+    key.map(|key| BASE64URL_NOPAD.encode(&key)).unwrap_or_default()
 }
 
 fn cluster_name(site: &Site) -> String {
@@ -194,8 +229,15 @@ fn cluster_name(site: &Site) -> String {
 struct Search {
     #[serde(default)]
     q: String,
+    /// The key that the page begins with.
     #[serde(default)]
-    page: usize,
+    from: String,
+}
+
+impl Search {
+    fn from(&self) -> Vec<u8> {
+        BASE64URL_NOPAD.decode(self.from.as_bytes()).unwrap_or_default()
+    }
 }
 
 #[derive(Template)]
@@ -204,34 +246,28 @@ struct DevicesPage {
     cluster: String,
     devices: Vec<Row>,
     query: String,
-    found: usize,
-    page: usize,
-    more: bool,
+    all: u64,
+    next: String,
+    later: bool,
 }
 
 async fn devices(State(site): State<Arc<Site>>, Query(search): Query<Search>) -> Response {
     let needle = search.q.trim().to_lowercase();
     let matches = |device: &Value| needle.is_empty() || device_text(device).contains(&needle);
-    let mut devices = match facts::devices(&site.cluster.view(), matches) {
-        Ok(devices) => devices,
-        Err(fault) => return broken(&fault),
-    };
-    devices.sort_by_cached_key(|device| {
-        let address = device.get("address").and_then(Value::as_str).unwrap_or_default();
-        address.parse::<std::net::IpAddr>().ok()
-    });
-    let found = devices.len();
-    let shown: Vec<Row> =
-        devices.into_iter().skip(search.page.saturating_mul(PAGE)).take(PAGE).map(Row).collect();
-    let more = search.page.saturating_add(1).saturating_mul(PAGE) < found;
-    page(&DevicesPage {
-        cluster: cluster_name(&site),
-        devices: shown,
-        query: search.q,
-        found,
-        page: search.page,
-        more,
-    })
+    let (tables, from) = (site.cluster.view(), search.from());
+    let shown = facts::devices_page(&tables, &from, PAGE, matches);
+    let reported = || rows::meta(&tables).map(|meta| meta.devices.saturating_sub(meta.expired));
+    match shown.and_then(|shown| Ok((shown, reported()?))) {
+        Ok(((devices, next), all)) => page(&DevicesPage {
+            cluster: cluster_name(&site),
+            devices: devices.into_iter().map(Row).collect(),
+            query: search.q,
+            all,
+            next: cursor(next),
+            later: !from.is_empty(),
+        }),
+        Err(fault) => broken(&fault),
+    }
 }
 
 /// What a search looks through.
@@ -261,10 +297,8 @@ async fn device(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Respon
         Ok(None) => return (StatusCode::NOT_FOUND, "no such device\n").into_response(),
         Err(fault) => return broken(&fault),
     };
-    match facts::readings(&tables, Millis(0), Some(&id), usize::MAX) {
-        Ok(mut readings) => {
-            readings.reverse();
-            readings.truncate(RECENT);
+    match facts::readings_of(&tables, &id, RECENT) {
+        Ok(readings) => {
             let readings = readings.into_iter().map(Row).collect();
             page(&DevicePage { cluster: cluster_name(&site), device: Row(device), readings })
         }
@@ -272,21 +306,66 @@ async fn device(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Respon
     }
 }
 
-/// One event whenever something was applied, at most one a second.
-async fn events(State(site): State<Arc<Site>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let standing = site.cluster.watch();
+#[derive(Deserialize)]
+struct Of {
+    /// The path of the page that waits.
+    #[serde(default)]
+    of: String,
+}
+
+/// True when what was applied may change the page at this path.
+fn concerns(path: &str, seen: &Seen) -> bool {
+    let touched = |table: Table| seen.everything || seen.rows.iter().any(|(other, _)| *other == table);
+    match path {
+        "/units" => touched(Table::Units),
+        "/devices" => touched(Table::Devices),
+        _ => match path.strip_prefix("/devices/") {
+            Some(id) => {
+                seen.everything || seen.rows.contains(&(Table::Devices, id.as_bytes().to_vec().into()))
+            }
+            None => true,
+        },
+    }
+}
+
+/// An event whenever something was applied that the page shows, at most one a second.
+async fn events(
+    State(site): State<Arc<Site>>,
+    Query(query): Query<Of>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let mut changes = site.cluster.changes();
+    let _ = changes.take();
     let stop = site.stop.clone();
-    let stream = futures::stream::unfold((standing, stop), |(mut standing, stop)| async move {
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            changed = standing.changed() => changed.ok()?,
+    let stream = futures::stream::unfold((changes, query.of, stop), |(mut changes, path, stop)| async move {
+        loop {
+            let next = async {
+                changes.changed().await;
+                tokio::time::sleep(EVENT_PAUSE).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = next => {}
+            }
+            if concerns(&path, &changes.take()) {
+                return Some((Ok(Event::default().data("changed")), (changes, path, stop)));
+            }
         }
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(EVENT_PAUSE) => {}
-        }
-        let applied = standing.borrow_and_update().applied;
-        Some((Ok(Event::default().data(applied.to_string())), (standing, stop)))
     });
     Sse::new(stream).keep_alive(KeepAlive::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_told_of_what_it_shows() {
+        let seen = |table, key: &'static str| Seen { everything: false, rows: vec![(table, key.into())] };
+        let device = seen(Table::Devices, "d1");
+        assert!(concerns("/devices/d1", &device) && !concerns("/devices/d2", &device));
+        assert!(concerns("/devices", &device) && !concerns("/units", &device) && concerns("/", &device));
+        assert!(concerns("/units", &seen(Table::Units, "any:10.0.0.0/24")));
+        let everything = Seen { everything: true, rows: Vec::new() };
+        assert!(["/", "/units", "/devices", "/devices/d1"].iter().all(|path| concerns(path, &everything)));
+    }
 }

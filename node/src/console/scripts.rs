@@ -4,58 +4,87 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use data_encoding::HEXLOWER;
 use quire_coordinator::rows;
+use quire_coordinator::script::{self, Listed};
 use quire_proto::id::Millis;
+use quire_proto::store::RemoveScript;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{PutScript, RemoveScript};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Site;
 use super::control::{BY, Done, PATIENCE, Trouble, bad};
-use crate::device::script::{Profile, Scripts};
+use crate::device::script::{self as script_runs, Profile, Scripts};
 
-/// One object a profile: those that were put, with their source, and the built-in ones below them.
+/// One object a version: those that were put, with their source, and the built-in ones that are in force.
 pub(super) async fn list(State(site): State<Arc<Site>>) -> Result<Json<Vec<Value>>, Trouble> {
     let tables = site.cluster.view();
-    let mut listed: BTreeMap<String, Value> = BTreeMap::new();
-    for profile in Scripts::shipped() {
-        listed.insert(profile.name.clone(), json!({ "origin": "built-in", "source": &*profile.source }));
+    let names: BTreeMap<u64, String> =
+        rows::members(&tables)?.into_iter().map(|member| (member.id, member.name)).collect();
+    let mut listed = Vec::new();
+    let rows = rows::scripts(&tables)?;
+    let replaced = |name: &str| rows.iter().any(|row| row.name == name && script::in_force(row).is_some());
+    for profile in Scripts::shipped().iter().filter(|profile| !replaced(&profile.name)) {
+        listed.push(json!({ "name": profile.name, "version": profile.version, "state": "active",
+            "origin": "built-in", "priority": profile.priority, "failures": site.scripts.failures(profile),
+            "sha256": HEXLOWER.encode(&profile.sha256), "source": &*profile.source }));
     }
-    for row in rows::scripts(&tables)? {
-        let put_at = Millis(row.put_at_ms).rfc3339();
-        let object = json!({ "origin": "put", "by": row.by, "put_at": put_at, "version": row.version,
-            "sha256": HEXLOWER.encode(&row.sha256), "source": row.source });
-        listed.insert(row.name, object);
+    for row in &rows {
+        listed.extend(script::listing(row).iter().map(|version| put_object(&row.name, version, &names)));
     }
-    // What this node makes of them; a source that it cannot compile has no priority and no failures here.
-    let active = site.scripts.active();
-    let list = listed.into_iter().map(|(name, mut object)| {
-        object["name"] = json!(name);
-        if let Some(profile) = active.iter().find(|profile| profile.name == name) {
-            object["version"] = json!(profile.version);
-            object["priority"] = json!(profile.priority);
-            object["sha256"] = json!(HEXLOWER.encode(&profile.sha256));
-            object["failures"] = json!(site.scripts.failures(profile));
-        }
-        object
-    });
-    Ok(Json(list.collect()))
+    listed.sort_by_key(|object| object["name"].to_string());
+    Ok(Json(listed))
 }
 
-/// Compiles the source here, so that what does not compile never reaches the log, then commits it.
-pub(super) async fn put(State(site): State<Arc<Site>>, source: String) -> Done {
-    let profile = Profile::parse(&source).map_err(|error| bad(error.to_string()))?;
-    let command = PutScript {
-        name: profile.name,
-        version: profile.version,
-        source,
-        sha256: profile.sha256.to_vec().into(),
-        by: BY.to_owned(),
+fn put_object(name: &str, listed: &Listed, nodes: &BTreeMap<u64, String>) -> Value {
+    let version = &listed.version;
+    let mut object = json!({ "name": name, "version": version.version, "state": listed.state, "origin": "put",
+        "runs": listed.tally.runs, "failures": listed.tally.failures,
+        "put_at": Millis(version.put_at_ms).rfc3339(), "sha256": HEXLOWER.encode(&version.sha256) });
+    let mut add = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            object[key] = value;
+        }
     };
-    change(&site, Kind::PutScript(command)).await
+    add(
+        "node",
+        listed.node.map(|node| json!(nodes.get(&node.0).cloned().unwrap_or_else(|| node.to_string()))),
+    );
+    add("why", listed.why.as_ref().map(|why| json!(why)));
+    if !version.source.is_empty() {
+        add("by", Some(json!(version.by)));
+        add("source", Some(json!(version.source)));
+        // A source that this node cannot compile has no priority here.
+        add("priority", Profile::parse(&version.source).ok().map(|profile| json!(profile.priority)));
+    }
+    object
+}
+
+#[derive(Deserialize)]
+pub(super) struct PutOptions {
+    /// Without a trial.
+    #[serde(default)]
+    now: bool,
+}
+
+/// Compiles the source and tries it on this node's recordings, so that what fails never reaches the log; then commits.
+pub(super) async fn put(
+    State(site): State<Arc<Site>>,
+    Query(options): Query<PutOptions>,
+    source: String,
+) -> Done {
+    let committed = rows::scripts(&site.cluster.view())?;
+    let accepted = script_runs::accept(&site.scripts, &committed, source, BY, options.now).await;
+    let (command, tried) = accepted.map_err(|refused| bad(refused.to_string()))?;
+    let Json(mut done) = change(&site, Kind::PutScript(command)).await?;
+    if tried > 0 {
+        let changes = done["changes"].as_str().unwrap_or_default();
+        done["changes"] = json!(format!("{changes}; tried on {tried} recordings of this node before"));
+    }
+    Ok(Json(done))
 }
 
 pub(super) async fn remove(State(site): State<Arc<Site>>, Path(name): Path<String>) -> Done {
@@ -66,7 +95,7 @@ pub(super) async fn remove(State(site): State<Arc<Site>>, Path(name): Path<Strin
     change(&site, Kind::RemoveScript(RemoveScript { name, by: BY.to_owned() })).await
 }
 
-async fn change(site: &Site, kind: Kind) -> Done {
+pub(super) async fn change(site: &Site, kind: Kind) -> Done {
     let outcome = site.cluster.propose(kind, PATIENCE).await?;
     let changes = match outcome.result {
         Some(Answer::Changes(changes)) => changes,

@@ -2,27 +2,75 @@
 //!
 //! Values are kept as they came; what they mean is decided by those who ask. Exceptions are never stored.
 
-use std::collections::BTreeMap;
-
 use quire_proto::oid::Oid;
 
+use super::script::Profiles;
 use crate::snmp::{Value, VarBind};
 
-/// The values that a device gave, by object instance.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Answers(BTreeMap<Oid, Value>);
+/// The values that a device gave, by object instance, in their order, and the profiles that know what its family's
+/// mean.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answers(Vec<(Oid, Value)>, Profiles);
+
+/// What a device said; who understands it is no part of it.
+impl PartialEq for Answers {
+    fn eq(&self, other: &Answers) -> bool {
+        self.0 == other.0
+    }
+}
 
 impl Answers {
+    /// Nothing heard yet, to be understood with these profiles.
+    pub(crate) fn with(profiles: Profiles) -> Answers {
+        Answers(Vec::new(), profiles)
+    }
+
+    /// The same, with room for some.
+    pub(crate) fn with_room(count: usize, profiles: Profiles) -> Answers {
+        Answers(Vec::with_capacity(count), profiles)
+    }
+
+    /// The profiles in force.
+    pub(crate) fn profiles(&self) -> &Profiles {
+        &self.1
+    }
+
+    /// The same values, understood with others.
+    pub(crate) fn understood_with(self, profiles: Profiles) -> Answers {
+        Answers(self.0, profiles)
+    }
+
     /// Keeps a value; exceptions (RFC 3416 section 3) and NULL hold none.
     pub(crate) fn insert(&mut self, varbind: &VarBind) {
         if has_value(&varbind.value) {
-            self.0.insert(varbind.oid.clone(), varbind.value.clone());
+            self.put(varbind.clone());
         }
+    }
+
+    /// Keeps a value that is one.
+    pub(crate) fn put(&mut self, varbind: VarBind) {
+        let pair = (varbind.oid, varbind.value);
+        // Devices answer in order, mostly.
+        if self.0.last().is_none_or(|(last, _)| *last < pair.0) {
+            return self.0.push(pair);
+        }
+        match self.place(pair.0.arcs()) {
+            Ok(at) => self.0[at] = pair,
+            Err(at) => self.0.insert(at, pair),
+        }
+    }
+
+    fn place(&self, arcs: &[u32]) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.arcs().cmp(arcs))
+    }
+
+    fn from(&self, arcs: &[u32]) -> &[(Oid, Value)] {
+        &self.0[self.place(arcs).unwrap_or_else(|at| at)..]
     }
 
     /// The value of one instance.
     pub(crate) fn get(&self, oid: &Oid) -> Option<&Value> {
-        self.0.get(oid)
+        self.place(oid.arcs()).ok().map(|at| &self.0[at].1)
     }
 
     /// Instances below `root` with their index, in order.
@@ -30,26 +78,16 @@ impl Answers {
         &'a self,
         root: &'a [u32],
     ) -> impl Iterator<Item = (&'a [u32], &'a Oid, &'a Value)> {
-        self.0
-            .range(Oid::new(root)..)
+        self.from(root)
+            .iter()
             .map_while(move |(oid, value)| oid.arcs().strip_prefix(root).map(|index| (index, oid, value)))
             .filter(|(index, _, _)| !index.is_empty())
     }
 
     /// The first instance below `root`.
     pub(crate) fn first(&self, root: &[u32]) -> Option<(Oid, &Value)> {
-        let (oid, value) = self.0.range(Oid::new(root)..).next()?;
+        let (oid, value) = self.from(root).first()?;
         oid.arcs().starts_with(root).then(|| (oid.clone(), value))
-    }
-
-    /// All instances.
-    pub(crate) fn oids(&self) -> impl Iterator<Item = &Oid> {
-        self.0.keys()
-    }
-
-    /// Forgets what `keep` refuses.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Oid) -> bool) {
-        self.0.retain(|oid, _| keep(oid));
     }
 }
 

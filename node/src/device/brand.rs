@@ -4,10 +4,14 @@
 //! sysObjectID, because brands share the network cards and the MIBs of their makers. Nothing is guessed: a text that
 //! describes only the network card names no model.
 
+use std::sync::Arc;
+
 use quire_proto::oid::Oid;
 
 use super::answers::{Answers, object_id, octets};
-use super::vendor::{self, Brand, Family, Sourced, TABLE};
+use super::family::Family;
+use super::script::Subject;
+use super::vendor::{self, Brand, Sourced, TABLE};
 use super::{mib, text};
 
 /// sysDescr as text.
@@ -50,7 +54,8 @@ pub(crate) fn device_descr(answers: &Answers) -> Option<Sourced<String>> {
 pub(crate) fn device_ids(answers: &Answers) -> Vec<Sourced<String>> {
     let mut ids: Vec<Sourced<String>> = Vec::new();
     ids.extend(answers.first(mib::PPM_DEVICE_ID).and_then(|(oid, _)| instance_text(answers, &oid)));
-    let private = TABLE.family.iter().flat_map(|family| &family.device_id).chain(&TABLE.common.device_id);
+    let families = answers.profiles().families().flat_map(|family| &family.device_id);
+    let private = families.chain(&TABLE.common.device_id);
     ids.extend(private.filter_map(|entry| instance_text(answers, &entry.0)));
     ids.extend(sys_descr(answers).filter(|(text, _)| text::device_id(text, &["MDL", "MODEL"]).is_some()));
     ids
@@ -75,7 +80,7 @@ pub(crate) fn brand(answers: &Answers) -> Option<(&'static Brand, String)> {
     })
 }
 
-fn family_by_number(answers: &Answers) -> Option<(&'static Family, String)> {
+fn family_by_number(answers: &Answers) -> Option<(&'static str, String)> {
     if let Some(oid) = sys_object_id(answers) {
         let family = TABLE.family_of(mib::enterprise(&oid)?)?;
         return Some((family, mib::scalar(mib::SYS_OBJECT_ID).to_string()));
@@ -86,19 +91,40 @@ fn family_by_number(answers: &Answers) -> Option<(&'static Family, String)> {
     Some((family, oid.to_string()))
 }
 
-/// The families whose private objects are worth asking for: by number, then by brand.
-pub(crate) fn families(answers: &Answers) -> Vec<&'static Family> {
+/// The families whose objects a device may serve: by number, then by brand.
+pub(crate) fn family_ids(answers: &Answers) -> Vec<&'static str> {
     let by_number = family_by_number(answers).map(|(family, _)| family);
-    let by_brand = brand(answers).and_then(|(brand, _)| TABLE.family(brand.family.as_deref()?));
-    let mut families: Vec<&'static Family> = by_number.into_iter().chain(by_brand).collect();
-    families.dedup_by_key(|family| family.id.as_str());
+    let by_brand = brand(answers).and_then(|(brand, _)| brand.family.as_deref());
+    let mut families: Vec<&'static str> = by_number.into_iter().chain(by_brand).collect();
+    families.dedup();
     families
+}
+
+/// What the profiles for this device name, the best word first.
+pub(crate) fn families(answers: &Answers) -> Vec<Arc<Family>> {
+    answers.profiles().families_of(&Subject::of(answers))
+}
+
+/// True when sysDescr names the brand, so that no other text is needed for it.
+pub(crate) fn is_branded(answers: &Answers) -> bool {
+    sys_descr(answers).is_some_and(|(text, _)| TABLE.brand_at(&text).is_some())
+}
+
+/// True of HP's network cards, which may keep their printer behind a context of their own.
+pub(crate) fn is_jetdirect(answers: &Answers) -> bool {
+    const CARDS: &[u32] = &[1, 3, 6, 1, 4, 1, 11, 2, 3, 9];
+    sys_object_id(answers).is_some_and(|oid| oid.arcs().starts_with(CARDS))
+}
+
+/// True when a vendor's object names the model: there is none better.
+pub(crate) fn has_private_model(answers: &Answers, families: &[Arc<Family>]) -> bool {
+    families.iter().any(|family| vendor::field_text(answers, &family.model, None).is_some())
 }
 
 /// The model as the device writes it, best source first.
 pub(crate) fn model(
     answers: &Answers,
-    families: &[&Family],
+    families: &[Arc<Family>],
     serial: Option<&str>,
 ) -> Option<Sourced<String>> {
     let private = families.iter().find_map(|family| vendor::field_text(answers, &family.model, None));
@@ -175,7 +201,7 @@ fn is_version(word: &str) -> bool {
 }
 
 /// The ASCII that some families spell at the end of sysObjectID: its length, then the letters.
-fn from_object_id(answers: &Answers, families: &[&Family]) -> Option<Sourced<String>> {
+fn from_object_id(answers: &Answers, families: &[Arc<Family>]) -> Option<Sourced<String>> {
     let oid = sys_object_id(answers)?;
     families.iter().find_map(|family| {
         let rest = oid.suffix(&family.object_id_name.as_ref()?.0)?;

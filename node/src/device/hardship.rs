@@ -4,9 +4,12 @@ use proptest::prelude::*;
 use quire_proto::oid::Oid;
 use quire_proto::reading::{Reading, SupplyState, Via};
 
-use super::responder::Responder;
+use super::responder::{Manner, Responder};
 use super::{Finished, MAX_REQUESTS, Miss, Read, ReadPlan};
 use crate::snmp::{Request, Response, Value, VarBind};
+
+/// Octets of a first read of [`eight`] after its probe, both ways.
+const FIRST_READ: usize = 2_200;
 
 const PRINTER: &str = "\
 1.3.6.1.2.1.1.1.0|4|Test Printer
@@ -82,7 +85,7 @@ fn a_lost_packet_in_the_middle_keeps_what_is_known() {
     let reading = finished.reading.unwrap();
     assert!(!finished.complete);
     assert_eq!(reading.counters.total, Some(1000));
-    assert!(reading.supplies.is_empty());
+    assert_eq!(reading.supplies.len(), 1, "as far as the first question went");
     // The second chance heals one lost GETBULK.
     let (finished, _) = read_losing(&responder, None, |n| (n == 1).then_some(Miss::Silent));
     assert!(finished.complete);
@@ -104,22 +107,101 @@ fn a_planned_read_of_a_silent_device_asks_once_and_shows_nothing_stale() {
 #[test]
 fn a_planned_read_brings_new_values() {
     let plan = Responder::of(PRINTER).read(Via::SnmpV2c, None).0.plan;
+    let later = PRINTER.replace("|65|1000", "|65|1007").replace("1.9.1.1|2|40", "1.9.1.1|2|39");
+    let (finished, cost) = Responder::of(&later).read(Via::SnmpV2c, Some(plan.clone()));
+    assert_eq!((finished.reading.unwrap(), cost.packets), (whole(&later), 1));
+    // Another state or another kind of level asks for the rest, too.
     let later = PRINTER
         .replace("|65|1000", "|65|1007")
         .replace("1.9.1.1|2|40", "1.9.1.1|2|-3")
-        .replace("|4x|40", "|4x|00");
+        .replace("|4x|40", "|4x|00")
+        .replace("|4|Ready", "|4|Asleep");
     let (finished, cost) = Responder::of(&later).read(Via::SnmpV2c, Some(plan));
     let reading = finished.reading.unwrap();
-    assert_eq!(cost.packets, 1);
+    assert_eq!(cost.packets, 2);
+    assert_eq!(reading, whole(&later));
     assert_eq!(reading.counters.total, Some(1007));
     assert_eq!(reading.supplies[0].state, SupplyState::Some);
+    assert_eq!(reading.display.as_deref(), Some("Asleep Tray 2"));
     assert!(reading.conditions.is_empty());
+}
+
+#[test]
+fn a_stopped_device_is_asked_for_its_device_status_every_time() {
+    let plan = Responder::of(PRINTER).read(Via::SnmpV2c, None).0.plan;
+    let stopped =
+        PRINTER.replace("25.3.2.1.5.1|2|2", "25.3.2.1.5.1|2|5").replace("3.5.1.1.1|2|3", "3.5.1.1.1|2|1");
+    let (finished, cost) = Responder::of(&stopped).read(Via::SnmpV2c, Some(plan));
+    assert_eq!(finished.reading.unwrap(), whole(&stopped));
+    assert!(cost.packets > 2, "read anew");
+    let (finished, cost) = Responder::of(&stopped).read(Via::SnmpV2c, Some(finished.plan));
+    assert_eq!((finished.reading.unwrap(), cost.packets), (whole(&stopped), 1));
+    let (finished, _) = Responder::of(PRINTER).read(Via::SnmpV2c, Some(finished.plan));
+    assert_eq!(finished.reading.unwrap(), whole(PRINTER));
+}
+
+/// The printer with eight supplies and a serial number of ten letters.
+fn eight() -> String {
+    let rest = PRINTER.lines().filter(|line| !line.starts_with("1.3.6.1.2.1.43.11.")).map(str::to_owned);
+    let row = |n: usize| {
+        let name = ["Black", "Cyan", "Magenta", "Yellow"][n % 4];
+        let kind = ["Toner", "Drum"][n / 4];
+        let cells = [
+            (5, format!("2|{}", [3, 9][n / 4])),
+            (6, format!("4|{name} {kind} Cartridge")),
+            (7, "2|19".to_owned()),
+            (8, "2|100".to_owned()),
+            (9, format!("2|{}", 90 - n)),
+        ];
+        cells.map(|(column, value)| format!("1.3.6.1.2.1.43.11.1.1.{column}.1.{}|{value}", n + 1))
+    };
+    let mut lines: Vec<String> = rest.chain((0..8).flat_map(row)).collect();
+    lines.sort_by_key(|line| line.split('|').next().unwrap().parse::<Oid>().unwrap());
+    lines.join("\n").replace("SER12345", "SER1234567") + "\n"
+}
+
+/// The goals of octets, UDP payload both ways: 400 for a repeated read. The first one says what it takes.
+#[test]
+fn a_repeated_read_of_eight_supplies_takes_few_octets() {
+    let text = eight();
+    let responder = Responder::of(&text);
+    let probe: Vec<VarBind> = super::probe_oids().iter().map(|oid| responder.get(oid)).collect();
+    let (first, cost) = responder.read(Via::SnmpV2c, Some(ReadPlan::glimpsed(&probe)));
+    assert_eq!(first.reading.as_ref().unwrap().supplies.len(), 8);
+    assert!(cost.octets <= FIRST_READ, "{} octets in {} packets", cost.octets, cost.packets);
+    let (again, cost) = responder.read(Via::SnmpV2c, Some(first.plan));
+    assert_eq!(again.reading, first.reading);
+    assert!(cost.octets <= 400 && cost.packets == 1, "{} octets in {} packets", cost.octets, cost.packets);
+}
+
+#[test]
+fn a_bulk_answer_of_another_form_is_replaced_by_exact_questions() {
+    let responder = Responder::of(PRINTER);
+    let plan = responder.read(Via::SnmpV2c, None).0.plan;
+    let mut read = Read::new(Via::SnmpV2c, Some(plan));
+    let mut asked = Vec::new();
+    while let Some(request) = read.poll_request() {
+        let mut response = responder.answer(&request);
+        if let Request::GetBulk { .. } = request {
+            // Some devices leave out what they should repeat.
+            response.varbinds.pop();
+        }
+        asked.push(request);
+        read.handle(Ok(response));
+    }
+    let finished = read.finish();
+    assert_eq!(finished.reading.unwrap(), whole(PRINTER));
+    assert!(matches!(asked[..], [Request::GetBulk { .. }, Request::Get(_)]), "{asked:?}");
+    // And this is remembered.
+    let mut read = Read::new(Via::SnmpV2c, Some(finished.plan));
+    assert!(matches!(read.poll_request(), Some(Request::Get(_))));
 }
 
 #[test]
 fn another_device_at_the_address_is_read_in_full() {
     let plan = Responder::of(PRINTER).read(Via::SnmpV2c, None).0.plan;
-    for other in [PRINTER.replace("SER12345", "SER99999"), PRINTER.replace("Black Toner", "Cyan Toner")] {
+    let cartridge = PRINTER.replace("Black Toner", "Cyan Toner").replace("1.9.1.1|2|40", "1.9.1.1|2|99");
+    for other in [PRINTER.replace("SER12345", "SER99999"), cartridge] {
         let other = other.replace("Test 100", "Test 200");
         let (finished, cost) = Responder::of(&other).read(Via::SnmpV2c, Some(plan.clone()));
         assert_eq!(finished.reading.unwrap(), whole(&other));
@@ -128,6 +210,56 @@ fn another_device_at_the_address_is_read_in_full() {
     let switch = "1.3.6.1.2.1.1.1.0|4|Ethernet Switch\n1.3.6.1.2.1.1.2.0|6|1.3.6.1.4.1.9.1.1";
     let (finished, _) = Responder::of(switch).read(Via::SnmpV2c, Some(plan));
     assert!(finished.reading.is_none() && finished.complete);
+}
+
+#[test]
+fn poor_responders_are_read_in_full() {
+    for text in [PRINTER.to_owned(), eight()] {
+        let mut responder = Responder::of(&text);
+        for (manner, via) in
+            [(Manner::V1, Via::SnmpV1), (Manner::NoBulk, Via::SnmpV2c), (Manner::Small(9), Via::SnmpV2c)]
+        {
+            responder.manner = manner;
+            let (first, cost) = responder.read(via, None);
+            assert!(first.complete && cost.packets <= MAX_REQUESTS);
+            let wanted = Reading { via: vec![via], ..whole(&text) };
+            assert_eq!(first.reading.as_ref(), Some(&wanted));
+            let (again, _) = responder.read(via, Some(first.plan));
+            assert_eq!(again.reading, Some(wanted));
+        }
+    }
+}
+
+#[test]
+fn values_of_other_types_are_read_as_what_they_mean_or_not_at_all() {
+    // A counter as text, a level as Gauge32, a serial number as an integer, a status as text.
+    let text = PRINTER
+        .replace("|65|1000", "|4|1000")
+        .replace("9.1.1|2|40", "9.1.1|66|40")
+        .replace("|4|SER12345", "|2|12345")
+        .replace("3.5.1.1.1|2|3", "3.5.1.1.1|4|idle");
+    let reading = whole(&text);
+    assert_eq!((reading.counters.total, reading.supplies[0].percent), (Some(1000), Some(40)));
+    assert_eq!((reading.facts.serial, reading.status), (None, None));
+}
+
+#[test]
+fn a_counter_that_wrapped_or_was_reset_is_what_it_says() {
+    let full = PRINTER.replace("|65|1000", "|65|4294967290");
+    let plan = Responder::of(&full).read(Via::SnmpV2c, None).0.plan;
+    let (finished, cost) =
+        Responder::of(&PRINTER.replace("|65|1000", "|65|5")).read(Via::SnmpV2c, Some(plan));
+    assert_eq!((finished.reading.unwrap().counters.total, cost.packets), (Some(5), 1));
+}
+
+#[test]
+fn what_a_probe_brought_is_not_asked_again() {
+    let responder = Responder::of(PRINTER);
+    let probe: Vec<VarBind> = super::probe_oids().iter().map(|oid| responder.get(oid)).collect();
+    let (bare, bare_cost) = responder.read(Via::SnmpV2c, None);
+    let (finished, cost) = responder.read(Via::SnmpV2c, Some(ReadPlan::glimpsed(&probe)));
+    assert_eq!(finished.reading, bare.reading);
+    assert!(cost.octets < bare_cost.octets && cost.packets <= bare_cost.packets, "{} octets", cost.octets);
 }
 
 #[test]
@@ -140,7 +272,8 @@ fn a_plan_wears_out() {
         packets.push(cost.packets);
         finished = next;
     }
-    assert_eq!(packets.iter().filter(|packets| **packets > 1).count(), 1);
+    assert_eq!(packets.iter().filter(|packets| **packets > 2).count(), 1, "{packets:?}");
+    assert_eq!(packets.iter().filter(|packets| **packets == 2).count(), 4, "{packets:?}");
 }
 
 #[test]
@@ -230,6 +363,29 @@ fn any_answer() -> impl Strategy<Value = Result<Response, Miss>> {
 }
 
 proptest! {
+    /// Whatever changes between two reads: the second says what a reading in full would.
+    #[test]
+    fn a_planned_read_says_what_a_whole_one_would(
+        total in 1u32..5000, level in -4i64..120, status in 1u8..6, device in 1u8..6, errors in any::<u8>(), fixed in any::<bool>(),
+    ) {
+        let changed = |text: &str| {
+            let text = text.replace("|65|1000", &format!("|65|{total}")).replace("1.9.1.1|2|40", &format!("1.9.1.1|2|{level}"));
+            if fixed {
+                return text;
+            }
+            let text = text.replace("25.3.2.1.5.1|2|2", &format!("25.3.2.1.5.1|2|{device}"));
+            text.replace("3.5.1.1.1|2|3", &format!("3.5.1.1.1|2|{status}")).replace("|4x|40", &format!("|4x|{errors:02x}"))
+        };
+        let plan = Responder::of(PRINTER).read(Via::SnmpV2c, None).0.plan;
+        let later = changed(PRINTER);
+        // A device that is down and says that it idles is caught by the next read in full, not before.
+        prop_assume!(device != 5 || status != 3);
+        let (second, _) = Responder::of(&later).read(Via::SnmpV2c, Some(plan));
+        prop_assert_eq!(second.reading, Some(whole(&later)));
+        let (third, _) = Responder::of(PRINTER).read(Via::SnmpV2c, Some(second.plan));
+        prop_assert_eq!(third.reading, Some(whole(PRINTER)));
+    }
+
     #[test]
     fn hostile_answers_neither_panic_nor_loop(
         answers in prop::collection::vec(any_answer(), 1..40),

@@ -6,7 +6,9 @@
 //! What a page may weigh and how long it may take are bounded here; how long a whole visit may take is its
 //! caller's business. It must never contact another host, send another method, or put a password into an error.
 
+mod charset;
 mod digest;
+pub(super) mod fuzz;
 mod tls;
 
 use std::fmt;
@@ -14,8 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use encoding_rs::Encoding;
-use reqwest::header::{self, HeaderMap};
+use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use zeroize::Zeroizing;
 
@@ -105,6 +106,44 @@ pub struct Page {
     pub text: String,
 }
 
+/// What a device answered to a GET, whatever the status.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Where it stood in the end.
+    pub url: Url,
+    /// HTTP status.
+    pub status: u16,
+    /// What kind of document the device says it is.
+    pub content_type: Option<String>,
+    /// Where a redirect leads, unchecked.
+    pub location: Option<String>,
+    /// The cookies that this answer set, as they came.
+    pub cookies: Vec<String>,
+    /// The document.
+    pub octets: Vec<u8>,
+}
+
+impl Fetched {
+    fn of((status, url, headers, octets): Answer) -> Fetched {
+        let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
+        Fetched {
+            status: status.as_u16(),
+            content_type: headers.get(header::CONTENT_TYPE).and_then(text),
+            location: headers.get(header::LOCATION).and_then(text),
+            cookies: headers.get_all(header::SET_COOKIE).iter().filter_map(text).collect(),
+            url,
+            octets,
+        }
+    }
+
+    /// The text, its charset decoded.
+    pub fn text(&self) -> String {
+        charset::decode(&self.octets, self.content_type.as_deref())
+    }
+}
+
+type Answer = (StatusCode, Url, HeaderMap, Vec<u8>);
+
 /// Where a device answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Origin {
@@ -123,6 +162,8 @@ pub struct Visit {
     login: Offer,
     requests_left: u32,
     octets_left: usize,
+    /// The most octets of one page.
+    page: usize,
 }
 
 /// Whether the login was offered already.
@@ -176,7 +217,18 @@ impl Visit {
             login: Offer::Untried,
             requests_left: MAX_REQUESTS,
             octets_left: MAX_VISIT,
+            page: MAX_PAGE,
         })
+    }
+
+    /// So many requests from now on, instead of what a visit usually may.
+    pub fn allow_requests(&mut self, requests: u32) {
+        self.requests_left = requests;
+    }
+
+    /// Pages of at most so many octets from now on, and never more than any page may have.
+    pub fn limit_page(&mut self, octets: usize) {
+        self.page = octets.min(MAX_PAGE);
     }
 
     /// The page at a path of the device. `referer` is a path, too.
@@ -185,10 +237,38 @@ impl Visit {
     /// See [`WebError`]; a status other than 2xx is one.
     pub async fn get(&mut self, path: &str, referer: Option<&str>) -> Result<Page, WebError> {
         let request = Request { method: Method::GET, referer, body: None };
-        let (url, headers, octets) = self.send(path, &request).await?;
-        let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let fetched = Fetched::of(sound(self.send(path, &request).await?)?);
+        let url = &fetched.url;
         let path = url.query().map_or(url.path().to_owned(), |query| format!("{}?{query}", url.path()));
-        Ok(Page { path, text: decode(&octets, kind) })
+        Ok(Page { path, text: fetched.text() })
+    }
+
+    /// What the device has at a path, redirects on the device followed, whatever the status is in the end.
+    ///
+    /// # Errors
+    /// See [`WebError`].
+    pub async fn fetch(&mut self, path: &str) -> Result<Fetched, WebError> {
+        let request = Request { method: Method::GET, referer: None, body: None };
+        self.send(path, &request).await.map(Fetched::of)
+    }
+
+    /// Whether a whole URL may be asked for.
+    ///
+    /// # Errors
+    /// [`WebError::Elsewhere`] where not.
+    pub fn permits(&self, url: &str) -> Result<(), WebError> {
+        check(&self.access, Url::parse(url).map_err(|_| WebError::Elsewhere)?).map(drop)
+    }
+
+    /// What the device has at a whole URL, which must be on it; a redirect is given back, not followed.
+    ///
+    /// # Errors
+    /// See [`WebError`].
+    pub async fn load(&mut self, url: &str, referer: Option<&str>) -> Result<Fetched, WebError> {
+        let url = check(&self.access, Url::parse(url).map_err(|_| WebError::Elsewhere)?)?;
+        let request = Request { method: Method::GET, referer, body: None };
+        let (status, headers, octets) = self.exchange(&url, &request).await?;
+        Ok(Fetched::of((status, url, headers, octets)))
     }
 
     /// The device's answer to IPP's Get-Printer-Attributes at a path, undecoded (RFC 8011 section 4.2.5). The body
@@ -200,7 +280,8 @@ impl Visit {
         let host = SocketAddr::new(self.access.ip, self.start);
         let body = super::ipp::question(&format!("ipp://{host}{path}")).ok_or(WebError::Elsewhere)?;
         let request = Request { method: Method::POST, referer: None, body: Some(body) };
-        self.send(path, &request).await.map(|(_, _, octets)| octets)
+        let (_, _, _, octets) = sound(self.send(path, &request).await?)?;
+        Ok(octets)
     }
 
     /// A cookie that the device's own scripts would have set.
@@ -232,22 +313,18 @@ impl Visit {
     }
 
     /// Sends to where the device answered before; on the first request finds that out.
-    async fn send(
-        &mut self,
-        path: &str,
-        request: &Request<'_>,
-    ) -> Result<(Url, HeaderMap, Vec<u8>), WebError> {
+    async fn send(&mut self, path: &str, request: &Request<'_>) -> Result<Answer, WebError> {
         if let Some(origin) = self.origin {
             return self.follow(origin, path, request).await;
         }
-        let mut ended = WebError::Silent;
+        let mut ended = Err(WebError::Silent);
         for secure in schemes(self.start) {
             let origin = Origin { secure, port: self.start };
             match self.follow(origin, path, request).await {
                 // Another scheme may be spoken here; whoever does not listen speaks none.
-                Err(WebError::Garbled) => ended = WebError::Garbled,
-                // 426: TLS is required (RFC 8010 section 3 lets a printer say so).
-                Err(WebError::Status(426)) => ended = WebError::Status(426),
+                Err(WebError::Garbled) => ended = Err(WebError::Garbled),
+                // TLS is required (RFC 8010 section 3 lets a printer say so).
+                Ok(answer) if answer.0 == StatusCode::UPGRADE_REQUIRED => ended = Ok(answer),
                 Ok(answer) => {
                     self.origin.get_or_insert(origin);
                     return Ok(answer);
@@ -261,7 +338,7 @@ impl Visit {
                 }
             }
         }
-        Err(ended)
+        ended
     }
 
     /// One page with its redirects and, where it is asked for, the login.
@@ -270,19 +347,18 @@ impl Visit {
         origin: Origin,
         path: &str,
         request: &Request<'_>,
-    ) -> Result<(Url, HeaderMap, Vec<u8>), WebError> {
+    ) -> Result<Answer, WebError> {
         let mut url = self.url(origin, path)?;
         for _ in 0..=MAX_REDIRECTS {
             let (status, headers, octets) = self.exchange(&url, request).await?;
             if status.is_success() {
                 self.settle(&url);
-                return Ok((url, headers, octets));
             }
             if !status.is_redirection() {
-                return Err(WebError::Status(status.as_u16()));
+                return Ok((status, url, headers, octets));
             }
             let to = headers.get(header::LOCATION).and_then(|to| to.to_str().ok());
-            url = self.same_device(&url, to.ok_or(WebError::Garbled)?)?;
+            url = redirected(&self.access, &url, to.ok_or(WebError::Garbled)?)?;
         }
         Err(WebError::TooMuch)
     }
@@ -357,7 +433,7 @@ impl Visit {
         let mut octets = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
             self.octets_left = self.octets_left.checked_sub(chunk.len()).ok_or(WebError::TooMuch)?;
-            if octets.len() + chunk.len() > MAX_PAGE {
+            if octets.len() + chunk.len() > self.page {
                 return Err(WebError::TooMuch);
             }
             octets.extend_from_slice(&chunk);
@@ -366,14 +442,7 @@ impl Visit {
     }
 
     fn keep_cookies(&mut self, headers: &HeaderMap) {
-        let set: Vec<(String, String)> = headers
-            .get_all(header::SET_COOKIE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .filter_map(|value| value.split(';').next()?.split_once('='))
-            .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
-            .collect();
-        for (name, value) in set {
+        for (name, value) in cookies_of(headers) {
             self.set_cookie(&name, &value);
         }
     }
@@ -385,21 +454,7 @@ impl Visit {
             return Err(WebError::Elsewhere);
         }
         let url = Url::parse(&format!("{scheme}://{host}{path}")).map_err(|_| WebError::Elsewhere)?;
-        self.check(url)
-    }
-
-    fn same_device(&self, from: &Url, to: &str) -> Result<Url, WebError> {
-        self.check(from.join(to.trim()).map_err(|_| WebError::Elsewhere)?)
-    }
-
-    /// The one gate that every URL passes before it is asked for.
-    fn check(&self, url: Url) -> Result<Url, WebError> {
-        let host = url.host_str().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
-        let here = host.and_then(|host| host.parse::<IpAddr>().ok()) == Some(self.access.ip);
-        let port = url.port_or_known_default().is_some_and(|port| permitted(&self.access, port));
-        let plain = url.username().is_empty() && url.password().is_none();
-        let web = matches!(url.scheme(), "http" | "https");
-        if here && port && plain && web { Ok(url) } else { Err(WebError::Elsewhere) }
+        check(&self.access, url)
     }
 
     /// The next pages are asked for where this one was found.
@@ -412,6 +467,33 @@ impl Visit {
     fn secure_now(&self, url: &Url) -> bool {
         url.scheme() == "https"
     }
+}
+
+/// The answer where it is a page.
+fn sound(answer: Answer) -> Result<Answer, WebError> {
+    if answer.0.is_success() { Ok(answer) } else { Err(WebError::Status(answer.0.as_u16())) }
+}
+
+/// The one gate that every URL passes before it is asked for.
+fn check(access: &Access, url: Url) -> Result<Url, WebError> {
+    let host = url.host_str().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+    let here = host.and_then(|host| host.parse::<IpAddr>().ok()) == Some(access.ip);
+    let port = url.port_or_known_default().is_some_and(|port| permitted(access, port));
+    let plain = url.username().is_empty() && url.password().is_none();
+    let web = matches!(url.scheme(), "http" | "https");
+    if here && port && plain && web { Ok(url) } else { Err(WebError::Elsewhere) }
+}
+
+fn redirected(access: &Access, from: &Url, to: &str) -> Result<Url, WebError> {
+    check(access, from.join(to.trim()).map_err(|_| WebError::Elsewhere)?)
+}
+
+/// Names and values of the cookies that an answer sets.
+fn cookies_of(headers: &HeaderMap) -> Vec<(String, String)> {
+    let set = headers.get_all(header::SET_COOKIE).iter().filter_map(|value| value.to_str().ok());
+    set.filter_map(|value| value.split(';').next()?.split_once('='))
+        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+        .collect()
 }
 
 fn permitted(access: &Access, port: u16) -> bool {
@@ -445,32 +527,6 @@ fn failure(error: &reqwest::Error) -> WebError {
         cause = inner.source();
     }
     WebError::Garbled
-}
-
-/// Octets as text: the charset of the header, of the page itself, UTF-8 where it is valid, else Windows-1252,
-/// which is what browsers take Latin-1 for.
-fn decode(octets: &[u8], content_type: Option<&str>) -> String {
-    let named = content_type.and_then(charset).or_else(|| {
-        const HEAD: usize = 1024;
-        let head: String = octets.iter().take(HEAD).map(|b| char::from(*b)).collect();
-        charset(&head).or_else(|| Encoding::for_label(quoted(&head, "encoding=")?.as_bytes()))
-    });
-    match (named, std::str::from_utf8(octets)) {
-        (Some(encoding), _) if encoding != encoding_rs::UTF_8 => encoding.decode(octets).0.into_owned(),
-        (_, Ok(text)) => text.trim_start_matches('\u{feff}').to_owned(),
-        (_, Err(_)) => encoding_rs::WINDOWS_1252.decode(octets).0.into_owned(),
-    }
-}
-
-fn charset(text: &str) -> Option<&'static Encoding> {
-    Encoding::for_label(quoted(text, "charset=")?.as_bytes())
-}
-
-/// The word behind `mark`, quotes taken off.
-fn quoted<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
-    let at = text.to_ascii_lowercase().find(mark)? + mark.len();
-    let rest = text.get(at..)?.trim_start_matches(['"', '\'']);
-    rest.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | ':')).next()
 }
 
 #[cfg(test)]

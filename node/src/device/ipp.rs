@@ -58,14 +58,50 @@ pub(crate) fn question(uri: &str) -> Option<Vec<u8>> {
     Some(request.to_bytes().to_vec())
 }
 
-/// What the answer says; `None` where it is no answer of one printer: an error, a spooler's list of queues, noise.
-pub(crate) fn read(octets: &[u8], source: &str) -> Option<Reading> {
+/// CUPS-Get-Printers: the queues of a print server, and where each prints to.
+pub(crate) fn queues_question() -> Option<Vec<u8>> {
+    let uri = "ipp://localhost/".parse().ok()?;
+    let mut request =
+        IppRequestResponse::new(IppVersion::v1_1(), Operation::CupsGetPrinters, Some(uri)).ok()?;
+    let names: Result<Vec<_>, _> =
+        ["printer-name", "device-uri"].iter().map(|name| (*name).try_into().map(IppValue::Keyword)).collect();
+    let requested = IppAttribute::with_name("requested-attributes", IppValue::Array(names.ok()?)).ok()?;
+    request.attributes_mut().add(DelimiterTag::OperationAttributes, requested);
+    Some(request.to_bytes().to_vec())
+}
+
+/// The queues that a print server lists: their names and device URIs.
+pub(crate) fn queues(octets: &[u8]) -> Vec<(String, String)> {
+    let Some(answer) = answer(octets) else { return Vec::new() };
+    let printers = answer.attributes().groups_of(DelimiterTag::PrinterAttributes);
+    let named = printers.filter_map(|printer| {
+        let says = Says { printer, source: "" };
+        let name = says.text("printer-name")?;
+        // It becomes part of a path.
+        let plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        Some((name, says.text("device-uri")?)).filter(|_| plain)
+    });
+    named.collect()
+}
+
+/// What a queue of a print server says of its printer.
+pub(crate) fn read_queue(octets: &[u8], source: &str) -> Option<Reading> {
+    let answer = answer(octets)?;
+    let mut printers = answer.attributes().groups_of(DelimiterTag::PrinterAttributes);
+    Some(Says { printer: printers.next()?, source }.reading())
+}
+
+/// The sound part of an answer that is a success.
+fn answer(octets: &[u8]) -> Option<IppRequestResponse> {
     let sound = only_wanted(octets)?;
     let answer = IppParser::new(ipp::reader::IppReader::new(Cursor::new(sound))).parse().ok()?;
     // RFC 8011 section 4.1.6: 0x0000 to 0x00ff is success, ignored attributes included.
-    if !(0..=0xff).contains(&answer.header().operation_or_status) {
-        return None;
-    }
+    (0..=0xff).contains(&answer.header().operation_or_status).then_some(answer)
+}
+
+/// What the answer says; `None` where it is no answer of one printer: an error, a spooler's list of queues, noise.
+pub(crate) fn read(octets: &[u8], source: &str) -> Option<Reading> {
+    let answer = answer(octets)?;
     let mut printers = answer.attributes().groups_of(DelimiterTag::PrinterAttributes);
     let (printer, None) = (printers.next()?, printers.next()) else { return None };
     let says = Says { printer, source };
@@ -355,7 +391,7 @@ fn bare() -> Supply {
 }
 
 /// The serial in an IEEE 1284 id. Epson writes its letters as hexadecimal digits.
-fn serial_in(id: &str) -> Option<String> {
+pub(crate) fn serial_in(id: &str) -> Option<String> {
     let serial = text::device_id(id, &["SN", "SER", "SERN", "SERIALNUMBER"])?;
     let epson = text::device_id(id, &["MFG", "MANUFACTURER"])
         .is_some_and(|maker| maker.eq_ignore_ascii_case("epson"));

@@ -59,6 +59,7 @@ pub fn device_json(place: &Place<'_>, reading: &Reading) -> Value {
     put("counters", (!reading.counters.is_empty()).then(|| json!(reading.counters)));
     put("supplies", (!reading.supplies.is_empty()).then(|| json!(reading.supplies)));
     put("sources", (!reading.sources.is_empty()).then(|| json!(reading.sources)));
+    put("others", (!reading.others.is_empty()).then(|| json!(reading.others)));
     put("first_seen", place.first_seen.map(|at| json!(at)));
     put("last_seen", place.last_seen.map(|at| json!(at)));
     put("metered_at", place.metered_at.map(|at| json!(at)));

@@ -62,7 +62,7 @@ pub(crate) fn judge_answers(answers: &Answers) -> Verdict {
     if has_printer_mib(answers) {
         return Verdict::Printer;
     }
-    if TABLE.family.iter().any(|family| below(&family.printers)) {
+    if answers.profiles().families().any(|family| below(&family.printers)) {
         return Verdict::Printer;
     }
     if below(&TABLE.judge.others) {

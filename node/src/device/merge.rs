@@ -1,6 +1,6 @@
 //! One reading of what several protocols said: SNMP's word stands, pages and IPP fill what it leaves open.
 
-use quire_proto::reading::{Counters, Facts, Reading, Supply, SupplyState};
+use quire_proto::reading::{Counters, Facts, Other, Reading, Supply, SupplyState};
 
 /// What a reading without which a device is not understood lacks: its serial, its total, or the level of any supply.
 pub fn lacks(reading: &Reading) -> bool {
@@ -66,6 +66,7 @@ impl Filler<'_> {
     fn counters(&mut self) {
         let from = &self.from.counters;
         let sheets = self.into.counters.unit.is_some();
+        self.disagree();
         self.take("counters.total", |reading| &mut reading.counters.total, &from.total);
         let total = self.into.counters.total;
         let part =
@@ -77,6 +78,16 @@ impl Filler<'_> {
         self.take("counters.copies", |reading| &mut reading.counters.copies, &part(*copies));
         self.take("counters.faxes", |reading| &mut reading.counters.faxes, &part(*faxes));
         self.take("counters.scans", |reading| &mut reading.counters.scans, scans);
+    }
+
+    /// A total that another protocol tells otherwise is kept beside the one that stands.
+    fn disagree(&mut self) {
+        let (Some(ours), Some(theirs)) = (self.into.counters.total, self.from.counters.total) else { return };
+        let Some(source) = self.from.sources.get("counters.total").filter(|_| ours != theirs) else { return };
+        let (field, source) = ("counters.total".to_owned(), source.clone());
+        let why =
+            "SNMP's total stands: a page or a job's attributes may round, or count jobs alone".to_owned();
+        self.into.others.push(Other { field, value: theirs, source, why });
     }
 
     /// All supplies where none were known; else the levels of those that only one of them can be.
@@ -156,6 +167,8 @@ mod tests {
             merge(standard, reading(Via::Http, Some("W"), Some(9)), reading(Via::Ipp, Some("I"), None));
         assert_eq!((merged.facts.serial.as_deref(), merged.counters.total), (Some("W"), Some(7)));
         assert_eq!(merged.via, [Via::SnmpV2c, Via::Http], "IPP added nothing");
+        let others: Vec<(u64, &str)> = merged.others.iter().map(|o| (o.value, o.source.as_str())).collect();
+        assert_eq!(others, [(9, "Http")], "nothing that a device says of its counters is lost");
         assert_eq!(
             (merged.sources["serial"].as_str(), merged.sources["counters.total"].as_str()),
             ("Http", "SnmpV2c")

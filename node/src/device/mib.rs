@@ -45,6 +45,8 @@ pub(crate) const PRT_CHARSET: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 7, 1, 1, 4];
 pub(crate) const PRT_COUNTER_UNIT: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 10, 2, 1, 3];
 /// prtMarkerLifeCount.
 pub(crate) const PRT_LIFE_COUNT: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 10, 2, 1, 4];
+/// prtMarkerSuppliesEntry.
+pub(crate) const SUPPLY_ENTRY: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 11, 1, 1];
 /// prtMarkerSuppliesColorantIndex.
 pub(crate) const SUPPLY_COLORANT: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 11, 1, 1, 3];
 /// prtMarkerSuppliesClass.
@@ -77,6 +79,15 @@ pub(crate) fn oid(arcs: &[u32]) -> Oid {
 /// The one instance of a scalar.
 pub(crate) fn scalar(arcs: &[u32]) -> Oid {
     Oid::new(arcs).child(&[0])
+}
+
+/// A short name whose successor is `oid`, where that is the first instance of its object or follows the one before.
+pub(crate) fn predecessor(oid: &Oid) -> Oid {
+    match oid.arcs() {
+        [head @ .., 0 | 1, 0 | 1] | [head @ .., 0 | 1] => Oid::new(head),
+        [head @ .., last] => Oid::new(head).child(&[last - 1]),
+        [] => oid.clone(),
+    }
 }
 
 /// The enterprise number of an OID below [`ENTERPRISES`].

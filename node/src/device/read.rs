@@ -1,20 +1,26 @@
 //! One read of one device: which questions to ask, in which order, and when to stop. Sans-IO.
 //!
-//! Phases: who is it and what does it count (one GETBULK), its supplies (one or two), the vendor's own objects (one or
-//! two GETs). What was learnt becomes a [`ReadPlan`]; the next read then GETs exactly the instances that may change,
+//! Phases: who is it, what does it count, and the first of its supplies (one GETBULK), the rest of its supplies (one
+//! more, as long as their number is known to be by then), the vendor's own objects (one or two GETs), and what is left
+//! open. Names take most of the octets, so the table of supplies is asked for by one name, and what a probe has brought
+//! is not asked again. What was learnt becomes a [`ReadPlan`]; the next read then asks for the instances that may change alone,
 //! and starts over in full when one of them is gone or the device turns out to be another.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use quire_proto::oid::Oid;
 use quire_proto::reading::{Reading, Via};
 
 use super::answers::{Answers, has_value};
+use super::family::Family;
 use super::judge::{Verdict, has_printer_mib, judge_answers};
-use super::script::Subject;
-use super::vendor::TABLE;
+use super::plan::Patched;
+pub use super::plan::ReadPlan;
+use super::script::{Profiles, Subject};
+use super::vendor::{Private, TABLE};
 use super::walk::Walk;
-use super::{brand, mib, standard};
+use super::{brand, mib, standard, supply};
 use crate::snmp::{Request, Response, VarBind};
 
 /// The most questions of one read: 4 to 6 are usual, GETNEXT over 14 supplies takes about 30. At the bound the read
@@ -25,21 +31,22 @@ pub const MAX_REQUESTS: usize = 64;
 const GET_WIDTH: usize = 40;
 /// A vendor's instances in one GET: names of private objects are longer, and their text too.
 const VENDOR_GET_WIDTH: usize = 24;
-/// Rows at a time of interfaces and devices: most printers have two of each at most.
-const WHO_REPETITIONS: u8 = 2;
-/// Rows at a time of supplies: four toners and a waste box; nine columns of five rows are about 1,300 octets.
+/// Rows at a time of supplies where columns are asked side by side.
 const SUPPLY_REPETITIONS: u8 = 5;
+/// Cells of supplies in the first question, when nobody knows how many there are: the kinds of eleven, or the kinds of
+/// five, their names, and two cells of the next column; none is asked in vain unless there are fewer than three.
+const FIRST_CELLS: u8 = 12;
+/// Cells of supplies in one answer: at about 24 octets they fill an Ethernet frame of 1,500.
+const MOST_CELLS: u8 = 50;
 /// Most rows of interfaces, and of devices, that are looked at.
 const WHO_ROWS: u16 = 8;
+/// Most lines of a panel.
+const CONSOLE_ROWS: u16 = 64;
 /// Most supplies of one device.
 const SUPPLY_ROWS: u16 = 64;
 /// Most rows of a vendor's table of named counters.
 const NAMED_ROWS: u16 = 120;
 const NAMED_REPETITIONS: u8 = 20;
-/// Reads that a plan serves before everything is asked anew, so that a new finisher or name is seen within a day of
-/// hourly reads.
-const PLAN_USES: u8 = 24;
-
 /// Why a question has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
@@ -47,20 +54,6 @@ pub enum Miss {
     Silent,
     /// The device or the network refused: wrong credential, ICMP unreachable.
     Refused,
-}
-
-/// What was learnt of a device, so that the next read of it takes one or two packets. Opaque.
-#[derive(Clone, Debug, Default)]
-pub struct ReadPlan {
-    /// Values that do not change from read to read, and the last ones of those that tell a replaced part.
-    known: Answers,
-    /// Instances to ask.
-    refresh: Vec<Oid>,
-    /// Those of `refresh` whose change means another device or another supply.
-    marks: BTreeSet<Oid>,
-    uses: u8,
-    /// GETBULK brought nothing.
-    no_bulk: bool,
 }
 
 /// How a read ended.
@@ -73,18 +66,23 @@ pub struct Finished {
     /// False when a packet was lost or the bound reached: what is there is right, something may be missing.
     pub complete: bool,
     /// Who it is, for the match rules of profiles.
-    pub(crate) subject: Subject,
+    pub(crate) subject: Arc<Subject>,
     /// What was heard in this read, for the profiles that go on from it.
     pub(crate) fresh: Answers,
 }
 
 #[derive(Debug)]
 enum Phase {
-    Refresh(Fetch),
+    /// What every read asks for, in one GETBULK; the same by exact GETs; what is asked now and then.
+    Often,
+    Exact(Fetch),
+    Thorough(Fetch),
     Who(Walk),
     Supplies(Walk),
     Private(Fetch),
+    Colors(Fetch),
     Named(Walk),
+    Names(Walk),
     Done,
 }
 
@@ -93,6 +91,10 @@ enum Phase {
 pub struct Read {
     via: Via,
     plan: ReadPlan,
+    /// It goes by the plan, and has not started over.
+    planned: bool,
+    /// What the plan made of it.
+    patched: Option<Box<Reading>>,
     answers: Answers,
     phase: Phase,
     asked: usize,
@@ -102,41 +104,57 @@ pub struct Read {
     /// GETBULK was answered, with nothing: worth remembering, other than silence.
     bulk_is_empty: bool,
     complete: bool,
-    refreshed: bool,
+    /// IEEE 1284 ids were asked for.
+    named: bool,
 }
 
 impl Read {
-    /// A read over `via`, with what an earlier one learnt.
+    /// A read over `via`, with what an earlier one learnt, understood with the profiles that ship.
     pub fn new(via: Via, hint: Option<ReadPlan>) -> Read {
-        let plan = hint.unwrap_or_default();
+        Read::with(via, hint, Profiles::default())
+    }
+
+    /// The same with other profiles. What was learnt with others counts no more.
+    pub fn with(via: Via, hint: Option<ReadPlan>, profiles: Profiles) -> Read {
+        let mut plan = hint.unwrap_or_default();
+        plan.understand_with(&profiles);
         let no_bulk = plan.no_bulk || via == Via::SnmpV1;
         let mut read = Read {
             via,
+            planned: !plan.is_spent(),
             plan,
-            answers: Answers::default(),
-            phase: Phase::Done,
+            patched: None,
+            answers: Answers::with(profiles),
+            phase: Phase::Often,
             asked: 0,
             heard: false,
             forgiven: false,
             no_bulk,
             bulk_is_empty: no_bulk,
             complete: true,
-            refreshed: false,
+            named: false,
         };
-        if read.plan.refresh.is_empty() || read.plan.uses >= PLAN_USES {
+        if !read.planned {
             read.start_over();
-        } else {
-            read.phase = Phase::Refresh(Fetch::new(read.plan.refresh.clone(), GET_WIDTH, false));
+        } else if no_bulk || read.plan.bulk().is_none() {
+            read.phase = read.exact();
         }
         read
+    }
+
+    fn exact(&self) -> Phase {
+        Phase::Exact(Fetch::new(self.plan.often().cloned().collect(), GET_WIDTH, false))
     }
 
     /// The next question; `None` when the read has finished.
     pub fn poll_request(&mut self) -> Option<Request> {
         loop {
             let request = match &mut self.phase {
-                Phase::Refresh(fetch) | Phase::Private(fetch) => fetch.request(),
-                Phase::Who(walk) | Phase::Supplies(walk) | Phase::Named(walk) => walk.request(),
+                Phase::Often => self.plan.bulk(),
+                Phase::Exact(fetch) | Phase::Thorough(fetch) => fetch.request(),
+                Phase::Private(fetch) | Phase::Colors(fetch) => fetch.request(),
+                Phase::Who(walk) | Phase::Supplies(walk) => walk.request(),
+                Phase::Named(walk) | Phase::Names(walk) => walk.request(),
                 Phase::Done => return None,
             };
             if request.is_some() && self.asked >= MAX_REQUESTS {
@@ -155,6 +173,7 @@ impl Read {
     /// Takes the answer to the last question, or that there is none.
     pub fn handle(&mut self, answer: Result<Response, Miss>) {
         match answer {
+            Ok(response) if matches!(self.phase, Phase::Often) => self.handle_often(response),
             Ok(response) => self.handle_response(&response),
             Err(Miss::Refused) => self.give_up(),
             Err(Miss::Silent) => self.handle_silence(),
@@ -166,152 +185,246 @@ impl Read {
         if !matches!(self.phase, Phase::Done) {
             self.complete = false;
         }
+        if self.planned {
+            let subject = self.plan.subject();
+            let reading = self.patched.map(|reading| *reading);
+            return Finished {
+                reading,
+                plan: self.plan,
+                complete: self.complete,
+                subject,
+                fresh: self.answers,
+            };
+        }
         let reading = standard::reading(&self.answers, self.via);
+        let subject = Arc::new(Subject::of(&self.answers));
         let mut plan = match &reading {
-            Some(reading) if self.complete && !self.refreshed => learn(&self.answers, reading),
+            Some(reading) if self.complete => {
+                let mut plan = ReadPlan::learn(&self.answers, reading, subject.clone());
+                (plan.exact, plan.jetdirect) = (self.plan.exact, self.plan.jetdirect);
+                plan
+            }
             Some(_) | None => self.plan,
         };
-        if self.refreshed && self.complete {
-            plan.uses = plan.uses.saturating_add(1);
-        }
         plan.no_bulk = self.bulk_is_empty && self.via != Via::SnmpV1;
-        let subject = Subject::of(&self.answers);
-        if self.refreshed {
-            self.answers.retain(|oid| plan.refresh.contains(oid));
-        }
         Finished { reading, plan, complete: self.complete, subject, fresh: self.answers }
     }
 
     fn start_over(&mut self) {
-        let once: Vec<Oid> = WHO_ONCE.iter().map(|root| mib::oid(root)).chain(common_ids()).collect();
-        let many: Vec<Oid> = WHO_MANY.iter().map(|root| mib::oid(root)).collect();
-        self.answers = Answers::default();
-        self.refreshed = false;
-        self.phase = Phase::Who(Walk::new(&once, &many, WHO_ROWS, WHO_REPETITIONS, !self.no_bulk));
+        self.planned = false;
+        self.answers = self.plan.take_seen().understood_with(self.answers.profiles().clone());
+        let seen = |root: &[u32]| self.answers.first(root).is_some();
+        let mut once: Vec<Oid> =
+            WHO_ONCE.iter().filter(|root| !seen(root)).map(|root| mib::oid(root)).collect();
+        if !has_printer_mib(&self.answers) {
+            once.push(mib::oid(mib::PRINT_MIB));
+        }
+        // Who names its brand in sysDescr needs its IEEE 1284 id later, if at all.
+        let branded = brand::is_branded(&self.answers) && judge_answers(&self.answers) == Verdict::Printer;
+        self.named = !branded;
+        if self.named {
+            once.extend(names());
+        }
+        let mut walk = Walk::new(&once, &[], 0, MOST_CELLS, !self.no_bulk);
+        let typed = standard::printer_row(&self.answers) == Some(1);
+        for root in WHO_MANY.iter().filter(|root| !(typed && **root == mib::HR_DEVICE_TYPE)) {
+            walk.row_by_row(&mib::oid(root), WHO_ROWS);
+        }
+        if !self.no_bulk {
+            walk.row_by_row(&mib::oid(mib::CONSOLE_TEXT), CONSOLE_ROWS);
+            walk.span(&mib::oid(mib::SUPPLY_ENTRY), &mib::oid(mib::SUPPLY_TYPE), SUPPLY_ROWS * 5);
+            walk.want(FIRST_CELLS);
+        }
+        self.phase = Phase::Who(walk);
     }
 
     fn handle_response(&mut self, response: &Response) {
         self.heard = true;
         match &mut self.phase {
-            Phase::Refresh(fetch) => {
+            Phase::Exact(fetch) | Phase::Thorough(fetch) => {
                 fetch.handle(response, &mut self.answers);
-                if fetch.missing || self.is_another_device() {
+                if fetch.missing {
                     self.start_over();
                 }
             }
             Phase::Who(walk) => {
                 walk.handle(response, &mut self.answers);
-                if walk.scalars_are_done() && judge_answers(&self.answers) != Verdict::Printer {
-                    WHO_MANY.iter().for_each(|root| walk.stop(root));
-                }
-                if standard::device_row_is_known(&self.answers) {
-                    walk.stop(HR_DEVICE_ENTRY);
-                }
-                if standard::mac_is_known(&self.answers) {
-                    walk.stop(IF_ENTRY);
-                }
-                self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
-                self.no_bulk = !walk.bulk();
+                self.look_around();
             }
-            Phase::Supplies(walk) | Phase::Named(walk) => {
+            Phase::Supplies(walk) | Phase::Named(walk) | Phase::Names(walk) => {
                 walk.handle(response, &mut self.answers);
                 self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
-                self.no_bulk = !walk.bulk();
+                self.no_bulk |= !walk.bulk();
             }
-            Phase::Private(fetch) => fetch.handle(response, &mut self.answers),
-            Phase::Done => {}
+            Phase::Private(fetch) | Phase::Colors(fetch) => fetch.handle(response, &mut self.answers),
+            Phase::Often | Phase::Done => {}
         }
     }
 
-    fn is_another_device(&self) -> bool {
-        let changed =
-            |oid: &Oid| self.answers.get(oid).is_some_and(|value| self.plan.known.get(oid) != Some(value));
-        self.plan.marks.iter().any(changed)
+    /// Ends what need not be asked further, as far as is known who it is.
+    fn look_around(&mut self) {
+        let Phase::Who(walk) = &mut self.phase else { return };
+        if walk.scalars_are_done() && judge_answers(&self.answers) != Verdict::Printer {
+            walk.stop(&[]);
+        }
+        if standard::device_row_is_known(&self.answers) && !walk.is_untouched(mib::HR_DEVICE_STATUS) {
+            walk.stop(HR_DEVICE_ENTRY);
+        }
+        if standard::mac_is_known(&self.answers) {
+            walk.stop(IF_ENTRY);
+        }
+        self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
+        self.no_bulk |= !walk.bulk();
+        if self.no_bulk {
+            // Row by row is no way to read tables: they are read by columns then, side by side.
+            walk.stop(mib::SUPPLY_ENTRY);
+            walk.stop(mib::CONSOLE_TEXT);
+            return;
+        }
+        match supply::cells_left(&self.answers) {
+            Some(0) => walk.stop(mib::SUPPLY_ENTRY),
+            Some(left) => walk.want(u8::try_from(left).unwrap_or(MOST_CELLS)),
+            None => walk.want(FIRST_CELLS),
+        }
+    }
+
+    /// Takes the one GETBULK of a planned read, where it brought exactly what was expected.
+    fn handle_often(&mut self, response: Response) {
+        self.heard = true;
+        let mut came = response.varbinds.iter();
+        let expected =
+            |oid: &Oid| came.next().is_some_and(|varbind| varbind.oid == *oid && has_value(&varbind.value));
+        if response.error_status != 0 || !self.plan.often().all(expected) {
+            self.plan.exact = true;
+            self.phase = self.exact();
+            return;
+        }
+        let often = self.plan.often().count();
+        self.answers = Answers::with_room(often, self.answers.profiles().clone());
+        response.varbinds.into_iter().take(often).for_each(|varbind| self.answers.put(varbind));
+        self.phase = self.settle(false);
+    }
+
+    /// Makes the reading of what a planned read brought; `thorough`: of all that it can ask for.
+    fn settle(&mut self, thorough: bool) -> Phase {
+        match self.plan.patch(&self.answers, thorough) {
+            Patched::Reading(reading) => {
+                self.patched = Some(reading);
+                Phase::Done
+            }
+            Patched::Thorough => Phase::Thorough(Fetch::new(self.plan.rest(), GET_WIDTH, false)),
+            Patched::Anew => {
+                self.start_over();
+                std::mem::replace(&mut self.phase, Phase::Done)
+            }
+        }
     }
 
     /// A device that was just heard of may choke on GETBULK alone (some never answer a large one): one second chance
     /// with GETNEXT. A device with a plan that stays silent from the start is off or asleep.
     fn handle_silence(&mut self) {
-        let retry = !self.forgiven && !self.no_bulk && (self.heard || self.plan.refresh.is_empty());
+        let retry = !self.forgiven && !self.no_bulk && (self.heard || self.plan.is_empty());
         match &mut self.phase {
-            Phase::Who(walk) | Phase::Supplies(walk) | Phase::Named(walk) if retry => {
+            Phase::Who(walk) | Phase::Supplies(walk) | Phase::Named(walk) | Phase::Names(walk) if retry => {
                 walk.without_bulk();
                 self.no_bulk = true;
                 self.forgiven = true;
+                self.look_around();
             }
-            Phase::Who(_) | Phase::Supplies(_) | Phase::Named(_) | Phase::Refresh(_) | Phase::Private(_) => {
-                self.give_up();
-            }
+            Phase::Often | Phase::Exact(_) | Phase::Thorough(_) => self.give_up(),
+            Phase::Who(_) | Phase::Supplies(_) | Phase::Named(_) | Phase::Names(_) => self.give_up(),
+            Phase::Private(_) | Phase::Colors(_) => self.give_up(),
             Phase::Done => {}
         }
     }
 
     fn give_up(&mut self) {
         self.complete = false;
-        if matches!(self.phase, Phase::Refresh(_)) && self.heard {
-            self.restore_known();
-        }
         self.phase = Phase::Done;
-    }
-
-    /// Puts what never changes beside what was asked; values that were asked and not heard stay absent.
-    fn restore_known(&mut self) {
-        self.refreshed = true;
-        let asked: BTreeSet<&Oid> = self.plan.refresh.iter().collect();
-        for oid in self.plan.known.oids().filter(|oid| !asked.contains(oid)) {
-            if let Some(value) = self.plan.known.get(oid) {
-                self.answers.insert(&VarBind { oid: oid.clone(), value: value.clone() });
-            }
-        }
     }
 
     fn advance(&mut self) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Refresh(_) => {
-                self.restore_known();
-                Phase::Done
-            }
+            Phase::Exact(_) => self.settle(false),
+            Phase::Thorough(_) => self.settle(true),
             Phase::Who(_) if judge_answers(&self.answers) != Verdict::Printer => Phase::Done,
-            Phase::Who(_) if has_printer_mib(&self.answers) => {
-                let many: Vec<Oid> = SUPPLIES.iter().map(|root| mib::oid(root)).collect();
-                Phase::Supplies(Walk::new(&[], &many, SUPPLY_ROWS, SUPPLY_REPETITIONS, !self.no_bulk))
+            Phase::Who(_) if self.no_bulk && has_printer_mib(&self.answers) => {
+                let columns = supply::COLUMNS.iter().chain([&mib::CONSOLE_TEXT]);
+                let many: Vec<Oid> = columns.map(|root| mib::oid(root)).collect();
+                Phase::Supplies(Walk::new(&[], &many, SUPPLY_ROWS, SUPPLY_REPETITIONS, false))
             }
             Phase::Who(_) | Phase::Supplies(_) => {
-                let families = brand::families(&self.answers);
-                let oids = families.iter().flat_map(|family| family.instances());
-                let oids = oids.filter(|oid| self.answers.get(oid).is_none()).collect();
-                Phase::Private(Fetch::new(oids, VENDOR_GET_WIDTH, self.via == Via::SnmpV1))
+                Phase::Private(Fetch::new(self.private(), VENDOR_GET_WIDTH, self.via == Via::SnmpV1))
             }
             Phase::Private(_) => {
+                let by_next = self.via == Via::SnmpV1;
+                Phase::Colors(Fetch::new(supply::colorants(&self.answers), GET_WIDTH, by_next))
+            }
+            Phase::Colors(_) => {
                 let families = brand::families(&self.answers);
                 let columns: Vec<Oid> = families.iter().flat_map(|family| family.columns()).collect();
                 Phase::Named(Walk::new(&[], &columns, NAMED_ROWS, NAMED_REPETITIONS, !self.no_bulk))
             }
-            Phase::Named(_) | Phase::Done => Phase::Done,
+            Phase::Named(_) => Phase::Names(Walk::new(&self.last_names(), &[], 0, 1, !self.no_bulk)),
+            Phase::Often | Phase::Names(_) | Phase::Done => Phase::Done,
         };
+    }
+
+    /// The vendor's objects that may tell more, and the cells of supplies that are unclear without.
+    fn private(&self) -> Vec<Oid> {
+        let answers = &self.answers;
+        let families = brand::families(answers);
+        let (serial, console) = (standard::has_standard_serial(answers), standard::has_console_text(answers));
+        let name = answers.get(&mib::scalar(mib::SYS_NAME)).is_some();
+        let known = |family: &Family, oid: &Oid| {
+            let is = |list: &[Private]| list.iter().any(|entry| entry.0 == *oid);
+            serial && is(&family.serial) || console && is(&family.display) || name && is(&family.name)
+        };
+        let vendor = families.iter().flat_map(|family| {
+            family.instances().into_iter().filter(|oid| !known(family, oid)).collect::<Vec<Oid>>()
+        });
+        let unclear = supply::unclear(answers, None);
+        let cells = unclear
+            .iter()
+            .flat_map(|row| [mib::SUPPLY_COLORANT, mib::SUPPLY_CLASS].map(|root| mib::oid(root).child(row)));
+        vendor.chain(cells).filter(|oid| answers.get(oid).is_none()).collect()
+    }
+
+    /// What is asked for last, where it is still open: the character set of texts that need one, and the names of a
+    /// device that has not given a better one.
+    fn last_names(&self) -> Vec<Oid> {
+        let families = brand::families(&self.answers);
+        let mut last = Vec::new();
+        if standard::needs_charset(&self.answers) {
+            last.push(mib::oid(mib::PRT_CHARSET));
+        }
+        let named = self.named
+            || brand::has_private_model(&self.answers, &families)
+                && standard::has_serial(&self.answers, &families);
+        if !named {
+            last.extend(names());
+        }
+        if brand::model(&self.answers, &families, None).is_none() {
+            last.push(mib::oid(mib::PRT_NAME));
+        }
+        last
     }
 }
 
 const HR_DEVICE_ENTRY: &[u32] = &[1, 3, 6, 1, 2, 1, 25, 3, 2, 1];
 const IF_ENTRY: &[u32] = &[1, 3, 6, 1, 2, 1, 2, 2, 1];
 
-/// Asked for the first instance: scalars, the first row of tables with one, and two whole subtrees whose first object
-/// tells that there is a Printer MIB at all, and whose enterprise serves private objects.
-const WHO_ONCE: [&[u32]; 14] = [
+/// Asked for the first instance: scalars, and the first row of tables with one.
+const WHO_ONCE: [&[u32]; 9] = [
     mib::SYS_DESCR,
     mib::SYS_OBJECT_ID,
     mib::SYS_NAME,
     mib::SYS_LOCATION,
     mib::HR_PRINTER_STATUS,
     mib::HR_PRINTER_ERRORS,
-    mib::PRINT_MIB,
-    mib::PRT_NAME,
     mib::PRT_SERIAL,
-    mib::PRT_CHARSET,
     mib::PRT_COUNTER_UNIT,
     mib::PRT_LIFE_COUNT,
-    mib::PPM_DEVICE_ID,
-    mib::ENTERPRISES,
 ];
 
 const WHO_MANY: [&[u32]; 6] = [
@@ -323,17 +436,10 @@ const WHO_MANY: [&[u32]; 6] = [
     mib::IF_OPER_STATUS,
 ];
 
-const SUPPLIES: [&[u32]; 9] = [
-    mib::SUPPLY_COLORANT,
-    mib::SUPPLY_CLASS,
-    mib::SUPPLY_TYPE,
-    mib::SUPPLY_DESCR,
-    mib::SUPPLY_UNIT,
-    mib::SUPPLY_MAX,
-    mib::SUPPLY_LEVEL,
-    mib::COLORANT_VALUE,
-    mib::CONSOLE_TEXT,
-];
+/// What says who it is where nothing better does: IEEE 1284 ids, and whose enterprise's objects it serves.
+fn names() -> impl Iterator<Item = Oid> {
+    [mib::oid(mib::PPM_DEVICE_ID), mib::oid(mib::ENTERPRISES)].into_iter().chain(common_ids())
+}
 
 /// IEEE 1284 ids that any vendor may serve, as names to go on from.
 fn common_ids() -> impl Iterator<Item = Oid> {
@@ -342,46 +448,6 @@ fn common_ids() -> impl Iterator<Item = Oid> {
         .device_id
         .iter()
         .map(|entry| mib::oid(entry.0.arcs().split_last().map_or(&[][..], |(_, rest)| rest)))
-}
-
-/// What the next read needs: the instances that this reading used and that may change.
-fn learn(answers: &Answers, reading: &Reading) -> ReadPlan {
-    const STATIC: [&str; 3] = ["vendor", "model", "mac"];
-    let oids =
-        |source: &str| source.split('+').filter_map(|oid| oid.parse::<Oid>().ok()).collect::<Vec<Oid>>();
-    let used: BTreeMap<&str, Vec<Oid>> = reading.sources.iter().map(|(f, s)| (f.as_str(), oids(s))).collect();
-    let changing =
-        used.iter().filter(|(field, _)| !STATIC.contains(field)).flat_map(|(_, oids)| oids.clone());
-    let mut refresh: BTreeSet<Oid> = changing.collect();
-    let mut marks: BTreeSet<Oid> = used.get("serial").cloned().unwrap_or_default().into_iter().collect();
-    marks.insert(mib::scalar(mib::SYS_OBJECT_ID));
-    for root in [mib::SUPPLY_DESCR, mib::SUPPLY_MAX, mib::SUPPLY_LEVEL, mib::CONSOLE_TEXT] {
-        refresh.extend(answers.rows(root).map(|(_, oid, _)| oid.clone()));
-    }
-    for root in [mib::HR_PRINTER_STATUS, mib::HR_PRINTER_ERRORS] {
-        refresh.extend(answers.first(root).map(|(oid, _)| oid));
-    }
-    marks.extend(answers.rows(mib::SUPPLY_DESCR).map(|(_, oid, _)| oid.clone()));
-    refresh.extend(marks.iter().cloned());
-    refresh.retain(|oid| answers.get(oid).is_some());
-    let mut known = answers.clone();
-    let tables =
-        [mib::SUPPLY_COLORANT, mib::SUPPLY_CLASS, mib::SUPPLY_TYPE, mib::SUPPLY_UNIT, mib::COLORANT_VALUE];
-    let facts: BTreeSet<Oid> = used.into_values().flatten().collect();
-    let labels: BTreeSet<Oid> =
-        brand::families(answers).iter().flat_map(|family| family.labels(&refresh)).collect();
-    let single: Vec<&[u32]> = WHO_ONCE.iter().chain(&tables).chain(&WHO_MANY).copied().collect();
-    let wide = [mib::PRINT_MIB, mib::ENTERPRISES];
-    known.retain(|oid| {
-        let standard = single.iter().any(|root| !wide.contains(root) && oid.arcs().starts_with(root));
-        facts.contains(oid) || marks.contains(oid) || labels.contains(oid) || standard || is_device_id(oid)
-    });
-    ReadPlan { known, refresh: refresh.into_iter().collect(), marks, uses: 0, no_bulk: false }
-}
-
-fn is_device_id(oid: &Oid) -> bool {
-    let private = TABLE.family.iter().flat_map(|family| &family.device_id).chain(&TABLE.common.device_id);
-    private.into_iter().any(|entry| entry.0 == *oid)
 }
 
 /// GETs of exact instances, some at a time.
@@ -432,8 +498,12 @@ impl Fetch {
             return;
         }
         let wanted: Vec<Oid> = self.pending.drain(..self.asked.min(self.pending.len())).collect();
-        for oid in &wanted {
-            match response.varbinds.iter().find(|varbind| varbind.oid == *oid && has_value(&varbind.value)) {
+        for (at, oid) in wanted.iter().enumerate() {
+            let fits = |varbind: &&VarBind| varbind.oid == *oid && has_value(&varbind.value);
+            // Where it should be, or else anywhere.
+            let found =
+                response.varbinds.get(at).filter(fits).or_else(|| response.varbinds.iter().find(fits));
+            match found {
                 Some(varbind) => answers.insert(varbind),
                 None => self.missing = true,
             }

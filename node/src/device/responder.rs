@@ -7,12 +7,12 @@ use quire_proto::oid::Oid;
 use quire_proto::reading::Via;
 
 use super::answers::has_value;
-use super::script::{self, Device, Page, Recording, Scripts, WebMiss, WebPath};
+use super::script::{self, Device, Known, Page, Recording, Scripts, WebMiss, WebPath};
 use super::{Finished, Miss, Read, ReadPlan};
 use crate::snmp::{Request, Response, Value, VarBind};
 
 /// How a responder behaves.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Manner {
     Good,
     /// Speaks SNMPv1: errors instead of exceptions.
@@ -78,14 +78,15 @@ impl Responder {
         while let Some(request) = read.poll_request() {
             let response = self.answer(&request);
             cost.packets += 1;
-            cost.octets += octets_of(&request) + 50 + response.varbinds.iter().map(size).sum::<usize>();
+            cost.octets += octets_of(&request) + message(response.varbinds.iter().map(size).sum());
             read.handle(Ok(response));
         }
         let mut finished = read.finish();
         let Some(mut reading) = finished.reading.take() else { return (finished, cost) };
         for profile in Scripts::built_in().matching(&finished.subject) {
             let device = Spoken { responder: self.clone(), via };
-            let run = script::run(&profile, &reading, &finished.fresh, Box::new(device));
+            let run = script::run(&profile, &reading, Known::of(&finished), Box::new(device));
+            finished.plan.also_ask(run.asked);
             cost.packets += run.cost.requests as usize;
             cost.octets += run.cost.bytes;
             reading = run.result.unwrap_or_else(|error| panic!("{}: {error}", profile.name));
@@ -115,18 +116,42 @@ impl Device for Spoken {
     }
 }
 
-/// Roughly what BER makes of a variable binding.
-fn size(varbind: &VarBind) -> usize {
-    let value = match &varbind.value {
-        Value::OctetString(bytes) | Value::Opaque(bytes) => bytes.len(),
-        Value::ObjectId(oid) => oid.arcs().len(),
-        Value::Counter64(_) => 8,
-        _ => 4,
+/// Octets of a length (X.690 section 8.1.3) and what has it.
+fn element(contents: usize) -> usize {
+    let length = match contents {
+        0..128 => 1,
+        128..256 => 2,
+        _ => 3,
     };
-    varbind.oid.arcs().iter().map(|arc| if *arc < 128 { 1 } else { 2 }).sum::<usize>() + value + 6
+    1 + length + contents
+}
+
+fn name(arcs: &[u32]) -> usize {
+    let groups = |arc: &u32| (32 - arc.leading_zeros()).div_ceil(7).max(1) as usize;
+    element(1 + arcs[2.min(arcs.len())..].iter().map(groups).sum::<usize>())
+}
+
+/// An SNMPv2c message with community `public` around these variable bindings, UDP payload.
+fn message(varbinds: usize) -> usize {
+    element(3 + element(6) + element(6 + 3 + 3 + element(varbinds)))
+}
+
+/// What BER makes of a variable binding.
+fn size(varbind: &VarBind) -> usize {
+    let integer = |n: i64| (1..8).find(|octets| n >> (8 * octets - 1) == n >> 63).unwrap_or(8);
+    let value = match &varbind.value {
+        Value::OctetString(bytes) | Value::Opaque(bytes) => element(bytes.len()),
+        Value::ObjectId(oid) => name(oid.arcs()),
+        Value::Integer(n) => 2 + integer(*n),
+        Value::Counter32(n) | Value::Gauge32(n) | Value::TimeTicks(n) => 2 + integer(i64::from(*n)),
+        Value::Counter64(n) => 2 + integer(i64::try_from(*n).unwrap_or(i64::MAX)),
+        Value::IpAddress(_) => 6,
+        Value::Null | Value::NoSuchObject | Value::NoSuchInstance | Value::EndOfMibView => 2,
+    };
+    element(name(varbind.oid.arcs()) + value)
 }
 
 fn octets_of(request: &Request) -> usize {
     let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
-    50 + oids.iter().map(|oid| oid.arcs().len() + 6).sum::<usize>()
+    message(oids.iter().map(|oid| element(name(oid.arcs()) + 2)).sum())
 }

@@ -1,16 +1,19 @@
 //! One read of one router's tables: where its links are, whom it sends things through, whom it has spoken with. Sans-IO.
 //!
-//! Addresses first (ipAddrTable and ipAddressTable: the attached prefixes), then one route table (the newest that it
-//! has: inetCidrRouteTable, ipCidrRouteTable, ipRouteTable), then one neighbour table. Every table is read up to a
-//! bound: a router of the internet's core has a million routes, and the first ones are as good as the last.
+//! Addresses first (ipAddrTable and ipAddressTable: the attached prefixes), then the interfaces' names (which tell links
+//! from bridges to containers), one route table (the newest that it has: inetCidrRouteTable, ipCidrRouteTable,
+//! ipRouteTable), one neighbour table, and the routers beside it by LLDP (`router/beside.rs`) and CDP. Every table is
+//! read up to a bound: a router of the internet's core has a million routes, and the first ones are as good as the last.
 //!
 //! Architecture Invariant: a [`RouterRead`] asks at most [`MAX_ROUTER_REQUESTS`] questions, whatever is answered.
+
+mod beside;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use quire_coordinator::explore::RouterView;
+use quire_coordinator::explore::{RouterView, is_inside};
 use quire_proto::oid::Oid;
 
 use super::Miss;
@@ -19,28 +22,37 @@ use super::mib;
 use super::walk::Walk;
 use crate::snmp::{Request, Response, Value};
 
-/// The most questions to one router. By GETBULK: 256 addresses of two columns at 10 are 26, 512 routes at 20 another
-/// 26 (ipRouteTable has three columns at 10: 52), 1,024 neighbours at 20 another 52, and three to find empty tables.
-/// By GETNEXT a row is a question; at the bound the view is what is known.
-pub const MAX_ROUTER_REQUESTS: usize = 160;
+/// The most questions to one router. By GETBULK: 256 addresses of three columns at 10 are 26, 256 interfaces at 20
+/// another 13, 512 routes at 20 another 26 (ipRouteTable has three columns at 10: 52), 1,024 neighbours at 20 another 52,
+/// 128 neighbours each by LLDP and CDP at 10 another 26, and some to find empty tables. By GETNEXT a row is a question; at
+/// the bound the view is what is known.
+pub const MAX_ROUTER_REQUESTS: usize = 200;
 
 const ADDRESS_ROWS: u16 = 256;
 const ADDRESS_REPETITIONS: u8 = 10;
+const INTERFACE_ROWS: u16 = 256;
+const INTERFACE_REPETITIONS: u8 = 20;
 const ROUTE_ROWS: u16 = 512;
 const ROUTE_REPETITIONS: u8 = 20;
 /// Three columns at a time.
 const OLD_ROUTE_REPETITIONS: u8 = 10;
 const NEIGHBOUR_ROWS: u16 = 1_024;
 const NEIGHBOUR_REPETITIONS: u8 = 20;
+const BESIDE_ROWS: u16 = 128;
+const BESIDE_REPETITIONS: u8 = 10;
 
 /// ipForwarding (RFC 4293): forwarding(1), notForwarding(2).
 const IP_FORWARDING: &[u32] = &[1, 3, 6, 1, 2, 1, 4, 1];
+/// ipAdEntIfIndex, by address.
+const IP_AD_ENT_IF_INDEX: &[u32] = &[1, 3, 6, 1, 2, 1, 4, 20, 1, 2];
 /// ipAdEntNetMask, by address.
 const IP_AD_ENT_NET_MASK: &[u32] = &[1, 3, 6, 1, 2, 1, 4, 20, 1, 3];
 /// ipAddressPrefix, by type, length and address; points into ipAddressPrefixTable.
 const IP_ADDRESS_PREFIX: &[u32] = &[1, 3, 6, 1, 2, 1, 4, 34, 1, 5];
 /// ipAddressPrefixOrigin, the column that ipAddressPrefix points at: by ifIndex, type, length, prefix, prefix length.
 const IP_ADDRESS_PREFIX_ORIGIN: &[u32] = &[1, 3, 6, 1, 2, 1, 4, 32, 1, 5];
+/// ifDescr, by ifIndex.
+const IF_DESCR: &[u32] = &[1, 3, 6, 1, 2, 1, 2, 2, 1, 2];
 /// ipRouteNextHop (RFC 1213), by destination.
 const IP_ROUTE_NEXT_HOP: &[u32] = &[1, 3, 6, 1, 2, 1, 4, 21, 1, 7];
 /// ipRouteType: direct(3), indirect(4).
@@ -64,11 +76,14 @@ const REMOTE: i64 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Addresses,
+    Interfaces,
     InetCidrRoutes,
     IpCidrRoutes,
     IpRoutes,
     NetToPhysical,
     NetToMedia,
+    Lldp,
+    Cdp,
     Done,
 }
 
@@ -139,9 +154,12 @@ impl RouterRead {
             forwarding: self.answers.get(&mib::scalar(IP_FORWARDING)).and_then(number).map(|n| n == 1),
             ..RouterView::default()
         };
-        take_addresses(&self.answers, &mut view);
+        let inside = take_addresses(&self.answers, &mut view);
         take_routes(&self.answers, &mut view);
+        view.attached.retain(|prefix| !inside.contains(prefix));
         take_neighbours(&self.answers, &mut view.neighbours);
+        view.adjacent = beside::routers(&self.answers);
+        view.adjacent.retain(|ip| !view.addresses.contains(ip));
         view.neighbours.retain(|ip| !view.addresses.contains(ip));
         view.routes.retain(|(_, next)| !next.is_unspecified() && !view.addresses.contains(next));
         Some(view)
@@ -150,15 +168,18 @@ impl RouterRead {
     fn next(&self) -> Step {
         let has = |root: &'static [u32]| self.answers.first(root).is_some();
         match self.step {
-            Step::Addresses => Step::InetCidrRoutes,
+            Step::Addresses => Step::Interfaces,
+            Step::Interfaces => Step::InetCidrRoutes,
             Step::InetCidrRoutes if has(INET_CIDR_ROUTE_TYPE) => Step::NetToPhysical,
             Step::InetCidrRoutes => Step::IpCidrRoutes,
             Step::IpCidrRoutes if has(IP_CIDR_ROUTE_TYPE) => Step::NetToPhysical,
             Step::IpCidrRoutes => Step::IpRoutes,
             Step::IpRoutes => Step::NetToPhysical,
-            Step::NetToPhysical if has(IP_NET_TO_PHYSICAL) => Step::Done,
+            Step::NetToPhysical if has(IP_NET_TO_PHYSICAL) => Step::Lldp,
             Step::NetToPhysical => Step::NetToMedia,
-            Step::NetToMedia | Step::Done => Step::Done,
+            Step::NetToMedia => Step::Lldp,
+            Step::Lldp => Step::Cdp,
+            Step::Cdp | Step::Done => Step::Done,
         }
     }
 }
@@ -168,9 +189,10 @@ fn walk(step: Step, bulk: bool) -> Walk {
     let columns = |roots: &[&[u32]], rows, repetitions| Walk::new(&[], &oids(roots), rows, repetitions, bulk);
     match step {
         Step::Addresses => {
-            let many = oids(&[IP_AD_ENT_NET_MASK, IP_ADDRESS_PREFIX]);
+            let many = oids(&[IP_AD_ENT_IF_INDEX, IP_AD_ENT_NET_MASK, IP_ADDRESS_PREFIX]);
             Walk::new(&oids(&[IP_FORWARDING]), &many, ADDRESS_ROWS, ADDRESS_REPETITIONS, bulk)
         }
+        Step::Interfaces => columns(&[IF_DESCR], INTERFACE_ROWS, INTERFACE_REPETITIONS),
         Step::InetCidrRoutes => columns(&[INET_CIDR_ROUTE_TYPE], ROUTE_ROWS, ROUTE_REPETITIONS),
         Step::IpCidrRoutes => columns(&[IP_CIDR_ROUTE_TYPE], ROUTE_ROWS, ROUTE_REPETITIONS),
         Step::IpRoutes => {
@@ -178,26 +200,46 @@ fn walk(step: Step, bulk: bool) -> Walk {
         }
         Step::NetToPhysical => columns(&[IP_NET_TO_PHYSICAL], NEIGHBOUR_ROWS, NEIGHBOUR_REPETITIONS),
         Step::NetToMedia => columns(&[IP_NET_TO_MEDIA], NEIGHBOUR_ROWS, NEIGHBOUR_REPETITIONS),
+        Step::Lldp => columns(&beside::LLDP, BESIDE_ROWS, BESIDE_REPETITIONS),
+        Step::Cdp => columns(&beside::CDP, BESIDE_ROWS, BESIDE_REPETITIONS),
         Step::Done => columns(&[], 0, 1),
     }
 }
 
-fn take_addresses(answers: &Answers, view: &mut RouterView) {
+/// Own addresses and the prefixes of links; gives the prefixes that lead inside the router's own machine.
+fn take_addresses(answers: &Answers, view: &mut RouterView) -> BTreeSet<IpNet> {
+    let leads_inside = |interface: Option<u32>| {
+        let name = interface.and_then(|n| answers.get(&mib::oid(IF_DESCR).child(&[n])));
+        matches!(name, Some(Value::OctetString(name)) if is_inside(&String::from_utf8_lossy(name)))
+    };
+    let mut inside = BTreeSet::new();
+    let mut keep = |net: Option<IpNet>, interface: Option<u32>| {
+        let Some(net) = net.map(|net| net.trunc()) else { return };
+        if leads_inside(interface) {
+            inside.insert(net)
+        } else {
+            view.attached.insert(net)
+        };
+    };
     for (index, _, mask) in answers.rows(IP_AD_ENT_NET_MASK) {
         let Some((ip, [])) = v4(index) else { continue };
         view.addresses.insert(ip.into());
-        view.attached.extend(address(mask).and_then(|mask| IpNet::with_netmask(ip.into(), mask.into()).ok()));
+        let interface = answers.get(&mib::oid(IP_AD_ENT_IF_INDEX).child(index)).and_then(number);
+        let net = address(mask).and_then(|mask| IpNet::with_netmask(ip.into(), mask.into()).ok());
+        keep(net, interface.and_then(|n| u32::try_from(n).ok()));
     }
     for (index, _, row) in answers.rows(IP_ADDRESS_PREFIX) {
         let Some((ip, _)) = inet(index) else { continue };
         view.addresses.insert(ip);
         let Value::ObjectId(row) = row else { continue };
-        let Some([_, prefix @ ..]) = row.arcs().strip_prefix(IP_ADDRESS_PREFIX_ORIGIN) else { continue };
+        let Some([interface, prefix @ ..]) = row.arcs().strip_prefix(IP_ADDRESS_PREFIX_ORIGIN) else {
+            continue;
+        };
         if let Some((_, [length])) = inet(prefix) {
-            view.attached.extend(net(ip, *length));
+            keep(net(ip, *length), Some(*interface));
         }
     }
-    view.attached = view.attached.iter().map(IpNet::trunc).collect();
+    inside
 }
 
 fn take_routes(answers: &Answers, view: &mut RouterView) {

@@ -39,6 +39,48 @@ const NEW: &str = "\
 1.3.6.1.2.1.4.35.1.4.3.2.16.253.0.0.1.0.0.0.0.0.0.0.0.0.0.0.7|4x|001ba90ba753
 ";
 
+/// A router that also carries containers, with neighbours by LLDP (one with the address's length in the index, one
+/// without, a switch, a phone that says nothing) and by CDP (a router over IPv4 and one over IPv6, a switch).
+const BESIDE: &str = "\
+1.0.8802.1.1.2.1.4.1.1.12.0.1.1|4x|2800
+1.0.8802.1.1.2.1.4.1.1.12.0.2.2|4x|0800
+1.0.8802.1.1.2.1.4.1.1.12.0.3.3|4x|2000
+1.0.8802.1.1.2.1.4.2.1.3.0.1.1.1.4.10.1.0.33|2|2
+1.0.8802.1.1.2.1.4.2.1.3.0.2.2.1.10.1.0.34|2|2
+1.0.8802.1.1.2.1.4.2.1.3.0.3.3.1.4.10.1.0.35|2|2
+1.0.8802.1.1.2.1.4.2.1.3.0.4.4.1.4.10.1.0.36|2|2
+1.3.6.1.2.1.2.2.1.2.1|4|eth0
+1.3.6.1.2.1.2.2.1.2.2|4|docker0
+1.3.6.1.2.1.4.1.0|2|1
+1.3.6.1.2.1.4.20.1.2.10.1.0.1|2|1
+1.3.6.1.2.1.4.20.1.2.172.17.0.1|2|2
+1.3.6.1.2.1.4.20.1.3.10.1.0.1|64|255.255.255.0
+1.3.6.1.2.1.4.20.1.3.172.17.0.1|64|255.255.0.0
+1.3.6.1.2.1.4.24.7.1.8.1.4.172.17.0.0.16.2.0.0.1.4.0.0.0.0|2|3
+1.3.6.1.4.1.9.9.23.1.2.1.1.3.1.1|2|1
+1.3.6.1.4.1.9.9.23.1.2.1.1.3.1.2|2|1
+1.3.6.1.4.1.9.9.23.1.2.1.1.3.2.1|2|20
+1.3.6.1.4.1.9.9.23.1.2.1.1.4.1.1|4x|0a010037
+1.3.6.1.4.1.9.9.23.1.2.1.1.4.1.2|4x|0a010038
+1.3.6.1.4.1.9.9.23.1.2.1.1.4.2.1|4x|fd000001000000000000000000000037
+1.3.6.1.4.1.9.9.23.1.2.1.1.9.1.1|4x|00000029
+1.3.6.1.4.1.9.9.23.1.2.1.1.9.1.2|4x|00000028
+1.3.6.1.4.1.9.9.23.1.2.1.1.9.2.1|4x|00000001
+";
+
+#[test]
+fn routers_beside_it_are_known_and_its_containers_are_not() {
+    for manner in [Manner::Good, Manner::V1, Manner::NoBulk, Manner::Small(4)] {
+        let mut responder = Responder::of(BESIDE);
+        responder.manner = manner;
+        let (view, _) = read(&responder);
+        let expected = ["10.1.0.33", "10.1.0.34", "10.1.0.55", "fd00:1::37"].map(ip);
+        assert_eq!(view.adjacent, expected.into(), "{manner:?}");
+        assert_eq!(view.attached, [net("10.1.0.0/24")].into(), "{manner:?}");
+        assert!(view.addresses.contains(&ip("172.17.0.1")), "{manner:?}");
+    }
+}
+
 const OLD: &str = "\
 1.3.6.1.2.1.4.1.0|2|2
 1.3.6.1.2.1.4.20.1.3.10.1.0.1|64|255.255.255.0
@@ -68,7 +110,7 @@ fn a_router_of_rfc_4292() {
         .into()
     );
     assert_eq!(view.neighbours, [ip("10.1.0.7"), ip("fd00:1::7")].into());
-    assert!(asked <= 3, "{asked} questions");
+    assert!(asked <= 6, "{asked} questions");
 }
 
 #[test]
@@ -155,7 +197,14 @@ fn value() -> impl Strategy<Value = Value> {
 fn name() -> impl Strategy<Value = Oid> {
     let root = prop::sample::select(vec![
         IP_FORWARDING,
+        IP_AD_ENT_IF_INDEX,
         IP_AD_ENT_NET_MASK,
+        IF_DESCR,
+        beside::LLDP[0],
+        beside::LLDP[1],
+        beside::CDP[0],
+        beside::CDP[1],
+        beside::CDP[2],
         IP_ADDRESS_PREFIX,
         IP_ROUTE_NEXT_HOP,
         IP_ROUTE_TYPE,

@@ -4,16 +4,18 @@
 //! given names the OID it came from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use quire_proto::address::Mac;
 use quire_proto::oid::Oid;
-use quire_proto::reading::{Condition, Counters, Facts, Reading, Status, Via};
+use quire_proto::reading::{Condition, Counters, Facts, Other, Reading, Status, Via};
 
 use super::answers::{Answers, number, object_id, octets, total};
 use super::brand;
+use super::family::Family;
 use super::judge::{Verdict, judge_answers};
 use super::supply::{self, unit_word};
-use super::vendor::{self, Family, Private, Sourced};
+use super::vendor::{self, Private, Sourced};
 use super::{mib, text};
 
 /// prtMarkerCounterUnit impressions: what a total counts unless something else is said.
@@ -51,22 +53,17 @@ fn scalar_text(answers: &Answers, root: &[u32]) -> Option<Sourced<String>> {
     Some((text::clean(octets(answers.get(&oid)?)?, None)?, oid.to_string()))
 }
 
-fn read_facts(answers: &Answers, families: &[&'static Family], reading: &mut Reading) {
+fn read_facts(answers: &Answers, families: &[Arc<Family>], reading: &mut Reading) {
     let sources = &mut reading.sources;
     let serial = read_serial(answers, families);
     let model = brand::model(answers, families, serial.as_ref().map(|(serial, _)| serial.as_str()));
     let vendor = brand::brand(answers).map(|(brand, source)| (brand.name.clone(), source));
-    let rebrand = model.as_ref().and_then(|(model, source)| {
-        let mut rules = families.iter().flat_map(|family| &family.rebrand);
-        let rule = rules.find(|rule| model.starts_with(rule.model.as_str()))?;
-        Some((rule.brand.clone(), source.clone()))
-    });
     let name =
         scalar_text(answers, mib::SYS_NAME).or_else(|| field(answers, families, |family| &family.name));
     let firmware = field(answers, families, |family| &family.firmware)
         .or_else(|| brand::sys_descr(answers).and_then(firmware_in));
     reading.facts = Facts {
-        vendor: keep(sources, "vendor", rebrand.or(vendor)),
+        vendor: keep(sources, "vendor", vendor),
         model: keep(sources, "model", model),
         serial: keep(sources, "serial", serial),
         mac: keep(sources, "mac", read_mac(answers)),
@@ -82,14 +79,47 @@ fn read_facts(answers: &Answers, families: &[&'static Family], reading: &mut Rea
 
 fn field(
     answers: &Answers,
-    families: &[&'static Family],
+    families: &[Arc<Family>],
     of: impl Fn(&Family) -> &[Private],
 ) -> Option<Sourced<String>> {
     families.iter().find_map(|family| vendor::field_text(answers, of(family), None))
 }
 
+/// True when prtGeneralSerialNumber is one, so that no other need be looked for.
+pub(crate) fn has_standard_serial(answers: &Answers) -> bool {
+    let text = answers.first(mib::PRT_SERIAL).and_then(|(_, value)| text::clean(octets(value)?, None));
+    text.is_some_and(|text| text::serial(&text).is_some())
+}
+
+/// True when any serial number is known.
+pub(crate) fn has_serial(answers: &Answers, families: &[Arc<Family>]) -> bool {
+    read_serial(answers, families).is_some()
+}
+
+/// The row of hrDeviceTable that says that it is a printer.
+pub(crate) fn printer_row(answers: &Answers) -> Option<u32> {
+    let printer = mib::oid(mib::HR_DEVICE_PRINTER);
+    let mut rows = answers.rows(mib::HR_DEVICE_TYPE);
+    rows.find(|(_, _, value)| object_id(value).as_ref() == Some(&printer))
+        .and_then(|(row, _, _)| row.first().copied())
+}
+
+/// True when the console has text.
+pub(crate) fn has_console_text(answers: &Answers) -> bool {
+    let mut lines = answers.rows(mib::CONSOLE_TEXT);
+    lines.any(|(_, _, value)| octets(value).is_some_and(|octets| text::clean(octets, None).is_some()))
+}
+
+/// True when a text that prtLocalizationCharacterSet speaks of is more than ASCII.
+pub(crate) fn needs_charset(answers: &Answers) -> bool {
+    let roots = [mib::SUPPLY_DESCR, mib::CONSOLE_TEXT, mib::ENTERPRISES];
+    let mut texts =
+        roots.iter().flat_map(|root| answers.rows(root)).filter_map(|(_, _, value)| octets(value));
+    texts.any(|octets| !octets.is_ascii())
+}
+
 /// prtGeneralSerialNumber, else the vendor's, else the one in an IEEE 1284 id; junk in one is no reason to skip the next.
-fn read_serial(answers: &Answers, families: &[&'static Family]) -> Option<Sourced<String>> {
+fn read_serial(answers: &Answers, families: &[Arc<Family>]) -> Option<Sourced<String>> {
     let clean = |(text, source): Sourced<String>| Some((text::serial(&text)?, source));
     let standard = answers.first(mib::PRT_SERIAL).and_then(|(oid, value)| {
         let text = text::clean(octets(value)?, None)?;
@@ -159,17 +189,28 @@ fn firmware_in((descr, source): Sourced<String>) -> Option<Sourced<String>> {
     Some((version, source))
 }
 
-fn read_counters(answers: &Answers, families: &[&'static Family], reading: &mut Reading) {
+fn read_counters(answers: &Answers, families: &[Arc<Family>], reading: &mut Reading) {
     let standard = read_total(answers, families);
     let mut counters = Counters::default();
     for family in families {
-        let (found, from) = vendor::counters(family, answers);
+        let (found, from) = family.read(answers);
         merge(&mut counters, found);
         for (field, source) in from {
             reading.sources.entry(field).or_insert(source);
         }
     }
     if let Some((total, unit, source)) = standard {
+        if let (Some(other), Some(from)) = (counters.total, reading.sources.get("counters.total"))
+            && other != total
+        {
+            reading.others.push(Other {
+                field: "counters.total".to_owned(),
+                value: other,
+                source: from.clone(),
+                why: "prtMarkerLifeCount stands: it counts what the marker made, jobs or not (RFC 3805)"
+                    .to_owned(),
+            });
+        }
         counters.total = Some(total);
         counters.unit = unit;
         reading.sources.insert("counters.total".to_owned(), source);
@@ -193,7 +234,7 @@ fn merge(into: &mut Counters, more: Counters) {
 }
 
 /// prtMarkerLifeCount of the first marker with its unit; -2 is unknown, and 0 where the vendor's devices never count.
-fn read_total(answers: &Answers, families: &[&'static Family]) -> Option<(u64, Option<String>, String)> {
+fn read_total(answers: &Answers, families: &[Arc<Family>]) -> Option<(u64, Option<String>, String)> {
     let (oid, value) = answers.first(mib::PRT_LIFE_COUNT)?;
     let total = total(value)?;
     if total == 0 && families.iter().any(|family| family.zero_is_no_total) {
@@ -235,7 +276,8 @@ fn read_condition(answers: &Answers, reading: &mut Reading) {
     }
 }
 
-fn status(printer: Option<i64>, device: Option<i64>) -> Option<Status> {
+/// hrPrinterStatus and hrDeviceStatus joined (RFC 3805 appendix E).
+pub(crate) fn status(printer: Option<i64>, device: Option<i64>) -> Option<Status> {
     const RUNNING: i64 = 2;
     const DOWN: i64 = 5;
     match (printer, device) {
@@ -251,7 +293,7 @@ fn status(printer: Option<i64>, device: Option<i64>) -> Option<Status> {
 }
 
 /// The set bits, the highest bit of the first octet being bit 0 (RFC 2790).
-fn conditions(octets: &[u8]) -> Vec<Condition> {
+pub(crate) fn conditions(octets: &[u8]) -> Vec<Condition> {
     let is_set = |bit: usize| octets.get(bit / 8).is_some_and(|octet| octet & (0x80 >> (bit % 8)) != 0);
     Condition::ALL
         .iter()
@@ -262,7 +304,7 @@ fn conditions(octets: &[u8]) -> Vec<Condition> {
 }
 
 /// prtConsoleDisplayBufferText, its lines joined; else the vendor's panel text.
-fn read_display(answers: &Answers, families: &[&'static Family]) -> Option<Sourced<String>> {
+fn read_display(answers: &Answers, families: &[Arc<Family>]) -> Option<Sourced<String>> {
     let charset = charset(answers);
     let lines: Vec<(String, String)> = answers
         .rows(mib::CONSOLE_TEXT)
@@ -277,11 +319,14 @@ fn read_display(answers: &Answers, families: &[&'static Family]) -> Option<Sourc
 
 /// True when the row of the printer in hrDeviceTable is found, so that no further rows need be asked.
 pub(crate) fn device_row_is_known(answers: &Answers) -> bool {
-    let printer = mib::oid(mib::HR_DEVICE_PRINTER);
-    let typed =
-        answers.rows(mib::HR_DEVICE_TYPE).any(|(_, _, value)| object_id(value).as_ref() == Some(&printer));
-    let index = brand::device_index(answers);
-    typed || index.is_some_and(|index| answers.get(&mib::oid(mib::HR_DEVICE_DESCR).child(&[index])).is_some())
+    let described = |index: u32| answers.get(&mib::oid(mib::HR_DEVICE_DESCR).child(&[index])).is_some();
+    match printer_row(answers) {
+        // A row whose type a probe has told has its other cells to come.
+        Some(index) => {
+            described(index) || answers.rows(mib::HR_DEVICE_DESCR).any(|(row, _, _)| row > &[index][..])
+        }
+        None => brand::device_index(answers).is_some_and(described),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use quire_proto::oid::Oid;
 use quire_proto::reading::{Supply, SupplyKind, SupplyState, percent};
 
 use super::answers::{Answers, number, octets};
@@ -29,11 +30,77 @@ pub(crate) struct Found {
 
 /// Every row of the table, in order.
 pub(crate) fn read(answers: &Answers, charset: Option<i64>) -> Vec<Found> {
+    rows(answers).iter().map(|row| read_row(answers, charset, row)).collect()
+}
+
+/// The indices of the rows, in order.
+pub(crate) fn rows(answers: &Answers) -> Vec<Vec<u32>> {
     let rows: BTreeSet<Vec<u32>> = [mib::SUPPLY_DESCR, mib::SUPPLY_LEVEL, mib::SUPPLY_MAX]
         .iter()
         .flat_map(|root| answers.rows(root).map(|(index, _, _)| index.to_vec()))
         .collect();
-    rows.iter().map(|row| read_row(answers, charset, row)).collect()
+    rows.into_iter().collect()
+}
+
+/// The columns of the table that are read of every row; they follow each other.
+pub(crate) const COLUMNS: [&[u32]; 5] =
+    [mib::SUPPLY_TYPE, mib::SUPPLY_DESCR, mib::SUPPLY_UNIT, mib::SUPPLY_MAX, mib::SUPPLY_LEVEL];
+
+/// How many cells of these columns are still to come, once the first of them is whole and so the number of rows known.
+pub(crate) fn cells_left(answers: &Answers) -> Option<usize> {
+    let counts = COLUMNS.map(|root| answers.rows(root).count());
+    let first = counts.iter().position(|count| *count > 0)?;
+    counts[first + 1..].iter().any(|count| *count > 0).then_some(())?;
+    Some((counts[first] * (COLUMNS.len() - first)).saturating_sub(counts.iter().sum()))
+}
+
+/// The rows whose names leave their colour open, and whose kind may have one: only there prtMarkerColorantTable and
+/// prtMarkerSuppliesClass can tell more.
+pub(crate) fn unclear(answers: &Answers, charset: Option<i64>) -> Vec<Vec<u32>> {
+    /// Receptacles, fusers, belts, staples and the like.
+    const COLORLESS: [i64; 23] =
+        [4, 8, 11, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34];
+    let cell = |root: &[u32], row: &[u32]| answers.get(&mib::oid(root).child(row));
+    let open = |row: &Vec<u32>| {
+        let name =
+            cell(mib::SUPPLY_DESCR, row).and_then(octets).and_then(|octets| text::clean(octets, charset));
+        let kind = cell(mib::SUPPLY_TYPE, row).and_then(number);
+        name.as_deref().and_then(color_word).is_none() && kind.is_none_or(|kind| !COLORLESS.contains(&kind))
+    };
+    rows(answers).into_iter().filter(open).collect()
+}
+
+/// The colorants that these rows name, and that are not known by name yet.
+pub(crate) fn colorants(answers: &Answers) -> Vec<Oid> {
+    let named = answers.rows(mib::SUPPLY_COLORANT).filter_map(|(row, _, value)| {
+        let index = u32::try_from(number(value)?).ok().filter(|index| *index > 0)?;
+        let (_, device) = row.split_last()?;
+        Some(mib::oid(mib::COLORANT_VALUE).child(device).child(&[index]))
+    });
+    let oids: BTreeSet<Oid> = named.filter(|oid| answers.get(oid).is_none()).collect();
+    oids.into_iter().collect()
+}
+
+/// Takes in another level of the same supply, as it came; gives the source of the level where that is another.
+pub(crate) fn refill(supply: &mut Supply, raw: i64, level_from: &Oid) -> Option<String> {
+    let (before, known) = (supply.level, u64::try_from(raw).ok());
+    supply.percent = percent_of(known, supply.max, supply.unit.as_deref() == unit_word(PERCENT));
+    supply.level = known;
+    supply.state = state(Some(raw), supply.percent);
+    if before.is_some() == known.is_some() {
+        return None;
+    }
+    let row = level_from.arcs().strip_prefix(mib::SUPPLY_LEVEL)?;
+    let name_from = || mib::oid(mib::SUPPLY_DESCR).child(row);
+    Some(if known.is_some() { level_from.to_string() } else { name_from().to_string() })
+}
+
+fn percent_of(level: Option<u64>, max: Option<u64>, of_hundred: bool) -> Option<u8> {
+    match (level, max) {
+        (Some(level), Some(max)) => percent(level, max),
+        (Some(level), None) if of_hundred => u8::try_from(level).ok().filter(|p| *p <= 100),
+        (Some(_), None) | (None, _) => None,
+    }
 }
 
 fn read_row(answers: &Answers, charset: Option<i64>, row: &[u32]) -> Found {
@@ -47,11 +114,7 @@ fn read_row(answers: &Answers, charset: Option<i64>, row: &[u32]) -> Found {
     let level = integer(mib::SUPPLY_LEVEL);
     let max = integer(mib::SUPPLY_MAX).and_then(|n| u64::try_from(n).ok()).filter(|max| *max > 0);
     let known = level.and_then(|n| u64::try_from(n).ok());
-    let percent = match (known, max) {
-        (Some(level), Some(max)) => percent(level, max),
-        (Some(level), None) if unit == Some(PERCENT) => u8::try_from(level).ok().filter(|p| *p <= 100),
-        (Some(_), None) | (None, _) => None,
-    };
+    let percent = percent_of(known, max, unit == Some(PERCENT));
     let colorant = integer(mib::SUPPLY_COLORANT).and_then(|n| colorant(answers, row, n));
     let color = color_word(&name).map(str::to_owned).or(colorant);
     let supply = Supply {

@@ -19,7 +19,10 @@ struct Column {
     cursor: Oid,
     /// Rows still wanted; 0 is the end.
     left: u16,
-    once: bool,
+    /// Only its first instance is wanted.
+    scalar: bool,
+    /// Asked for several rows at a time.
+    repeat: bool,
 }
 
 /// One multi-column walk in progress.
@@ -29,7 +32,11 @@ pub(crate) struct Walk {
     /// Columns by the positions of the last question: non-repeaters first.
     asked: Vec<usize>,
     once: usize,
+    /// Most rows at a time, and how many are wanted now.
     repetitions: u8,
+    wanted: u8,
+    /// Variable bindings of the last good answer: so many fit.
+    fits: u8,
     /// Most columns in one question.
     width: usize,
     bulk: bool,
@@ -38,14 +45,41 @@ pub(crate) struct Walk {
 impl Walk {
     /// `once` are asked for their first instance only; each of `many` for at most `limit` rows, `repetitions` at a time.
     pub(crate) fn new(once: &[Oid], many: &[Oid], limit: u16, repetitions: u8, bulk: bool) -> Walk {
-        let column = |root: &Oid, left, once| Column { root: root.clone(), cursor: root.clone(), left, once };
-        let columns: Vec<Column> = once
-            .iter()
-            .map(|root| column(root, 1, true))
-            .chain(many.iter().map(|root| column(root, limit, false)))
-            .collect();
-        let width = columns.len().max(1);
-        Walk { columns, asked: Vec::new(), once: 0, repetitions, width, bulk }
+        let mut walk = Walk {
+            columns: Vec::new(),
+            asked: Vec::new(),
+            once: 0,
+            repetitions,
+            wanted: repetitions,
+            fits: 0,
+            width: 0,
+            bulk,
+        };
+        once.iter().for_each(|root| walk.add(root, root, 1, false));
+        many.iter().for_each(|root| walk.add(root, root, limit, true));
+        walk
+    }
+
+    fn add(&mut self, root: &Oid, cursor: &Oid, left: u16, repeat: bool) {
+        let scalar = !repeat && left == 1;
+        self.columns.push(Column { root: root.clone(), cursor: cursor.clone(), left, scalar, repeat });
+        self.width = self.columns.len();
+    }
+
+    /// Adds a column that is asked for one row in every question.
+    pub(crate) fn row_by_row(&mut self, root: &Oid, limit: u16) {
+        // One row alone would be a scalar.
+        self.add(root, root, limit.max(2), false);
+    }
+
+    /// Adds what lies below `root` behind `cursor`, column after column, asked as one: it takes one name in a question.
+    pub(crate) fn span(&mut self, root: &Oid, cursor: &Oid, limit: u16) {
+        self.add(root, cursor, limit, true);
+    }
+
+    /// How many rows are wanted next.
+    pub(crate) fn want(&mut self, rows: u8) {
+        self.wanted = rows.max(1);
     }
 
     /// True while GETBULK is still believed to work.
@@ -60,7 +94,13 @@ impl Walk {
 
     /// True when every name that is asked once has had its answer.
     pub(crate) fn scalars_are_done(&self) -> bool {
-        self.columns.iter().all(|column| !column.once || column.left == 0)
+        self.columns.iter().all(|column| !column.scalar || column.left == 0)
+    }
+
+    /// True while the column is wanted and nothing of it was heard.
+    pub(crate) fn is_untouched(&self, root: &[u32]) -> bool {
+        let mut columns = self.columns.iter().filter(|column| column.root.arcs() == root);
+        columns.any(|column| column.left > 0 && column.cursor == column.root)
     }
 
     /// Ends the columns below `root`, because enough is known.
@@ -74,10 +114,10 @@ impl Walk {
     pub(crate) fn request(&mut self) -> Option<Request> {
         let open = |once: bool| {
             let columns = self.columns.iter().enumerate();
-            columns.filter(move |(_, column)| column.left > 0 && column.once == once).map(|(at, _)| at)
+            columns.filter(move |(_, column)| column.left > 0 && column.repeat != once).map(|(at, _)| at)
         };
         self.asked = open(true).chain(open(false)).take(self.width).collect();
-        self.once = self.asked.iter().filter(|at| self.columns[**at].once).count();
+        self.once = self.asked.iter().filter(|at| !self.columns[**at].repeat).count();
         if self.asked.is_empty() {
             return None;
         }
@@ -85,10 +125,13 @@ impl Walk {
         if !self.bulk {
             return Some(Request::GetNext(oids));
         }
-        let most = self.asked.iter().map(|at| self.columns[*at].left).max().unwrap_or(1);
+        let most = self.asked[self.once..].iter().map(|at| self.columns[*at].left).max().unwrap_or(1);
+        // What was too much beside other columns is not for one alone.
+        let alone = self.asked.len() == 1;
+        let repetitions = if alone { self.repetitions.max(self.fits) } else { self.repetitions };
         Some(Request::GetBulk {
             non_repeaters: u8::try_from(self.once).unwrap_or(u8::MAX),
-            max_repetitions: self.repetitions.min(u8::try_from(most).unwrap_or(u8::MAX)),
+            max_repetitions: repetitions.min(self.wanted).min(u8::try_from(most).unwrap_or(u8::MAX)),
             oids,
         })
     }
@@ -100,6 +143,7 @@ impl Walk {
             return;
         }
         let mut moved = false;
+        self.fits = u8::try_from(response.varbinds.len()).unwrap_or(u8::MAX);
         for (position, varbind) in response.varbinds.iter().enumerate() {
             let Some(at) = self.column_at(position) else { break };
             let column = &mut self.columns[at];
@@ -141,7 +185,11 @@ impl Walk {
         let offender =
             (response.error_index as usize).checked_sub(1).and_then(|at| self.asked.get(at).copied());
         match (response.error_status, offender) {
-            (TOO_BIG, _) if self.bulk && self.repetitions > 1 => self.repetitions /= 2,
+            (TOO_BIG, _) if self.bulk && self.asked.len() == 1 && self.fits > 1 => self.fits /= 2,
+            (TOO_BIG, _) if self.bulk && self.repetitions.min(self.wanted) > 1 => {
+                self.repetitions = self.repetitions.min(self.wanted) / 2;
+                self.fits = self.fits.min(self.repetitions);
+            }
             (TOO_BIG, _) if self.asked.len() > 1 => self.width = self.asked.len() / 2,
             // SNMPv1 fails the whole question when one name has no successor; genErr names the row that broke.
             (_, Some(at)) => self.columns[at].left = 0,

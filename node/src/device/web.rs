@@ -9,9 +9,14 @@ use std::time::Duration;
 
 use quire_proto::reading::{Reading, Via};
 
+use super::browser::Browser;
 use super::ews::{self, Ask, Draft, READERS, Reader, Sheet};
 use super::http::{Access, Fingerprint, Login, Visit, WebError};
 use super::{ipp, lacks, merge};
+
+mod pages;
+
+pub(crate) use pages::{Pages, RenderMiss};
 
 /// How long pages and IPP of one device may take together.
 pub const BUDGET: Duration = Duration::from_secs(30);
@@ -34,6 +39,8 @@ pub struct Asking {
     pub login: Option<Arc<Login>>,
     /// The certificate that it had before.
     pub pin: Option<Fingerprint>,
+    /// What shows pages that need JavaScript to scripts.
+    pub browser: Option<Browser>,
 }
 
 /// What asking taught beside the reading.
@@ -45,6 +52,15 @@ pub struct Learnt {
     pub login_refused: bool,
     /// Pages or attributes were found.
     pub found: bool,
+}
+
+impl Learnt {
+    /// Takes in what another visit to the same device learnt.
+    pub fn add(&mut self, other: &Learnt) {
+        self.fingerprint = other.fingerprint.or(self.fingerprint);
+        self.login_refused |= other.login_refused;
+        self.found |= other.found;
+    }
 }
 
 /// `standard` with what pages and IPP add, where it lacks something.

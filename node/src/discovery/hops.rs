@@ -6,18 +6,19 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use quire_coordinator::explore::{Bounds, Exploration, MAX_ROUTERS, Map, Verdict};
+use quire_coordinator::explore::{self, Bounds, Evidence, Exploration, MAX_ROUTERS, Map, Verdict};
 use quire_proto::address::Target;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Finding, Options};
 use crate::device::{self, MAX_ROUTER_REQUESTS, RouterAnswer};
-use crate::routes;
+use crate::routes::{self, distance};
 use crate::snmp::Snmp;
 
 /// Routers being asked at the same time; each has one request in flight.
@@ -78,7 +79,7 @@ fn bounds(options: &Options, hops: u32) -> Bounds {
         Target::Host(host, _) => Some(IpNet::from(*host)),
         Target::Range(..) => None,
     });
-    Bounds { hops, exclude: options.exclude.clone(), given: given.collect() }
+    Bounds { hops, exclude: options.exclude.clone(), given: given.collect(), ..Bounds::default() }
 }
 
 /// What an exploration brought.
@@ -155,9 +156,46 @@ pub(super) async fn explore(
             }
         }
     }
-    let map = exploration.finish();
+    let mut map = exploration.finish();
+    measure(&mut map, options, hops).await?;
     tell_map(&map, tell).await;
     Ok(Found { map, routers })
+}
+
+/// Measures how far those segments are whose last router tells nothing; one that is within the bound is as good as
+/// any other.
+async fn measure(map: &mut Map, options: &Options, hops: u32) -> anyhow::Result<()> {
+    /// Segments behind silent routers that are measured; each takes up to half a minute where nobody answers.
+    const MOST: usize = 16;
+    // A measurement sends at most 20 packets a second.
+    let at_once = if options.rate == 0 { MOST } else { (options.rate as usize / 20).clamp(1, MOST) };
+    let room = Arc::new(Semaphore::new(at_once));
+    let bounds = bounds(options, hops);
+    let known = Evidence { own_link: false, distance_known: true };
+    let would_be_swept = |prefix| explore::verdict(prefix, known, &bounds) == Verdict::Accepted;
+    let mut measuring = JoinSet::new();
+    for (n, segment) in map.segments.iter().enumerate() {
+        let IpNet::V4(net) = segment.prefix else { continue };
+        let silent = segment.verdict == Verdict::DistanceUnknown && would_be_swept(segment.prefix);
+        if silent && measuring.len() < MOST {
+            let addresses = distance::candidates(net, &options.exclude);
+            let room = Arc::clone(&room);
+            measuring.spawn(async move {
+                // Never closed.
+                let _turn = room.acquire().await;
+                (n, tokio::task::spawn_blocking(move || distance::measure(&addresses)).await)
+            });
+        }
+    }
+    while let Some(done) = measuring.join_next().await {
+        let (n, measured) = done.context("measure a distance")?;
+        let measured = measured.context("measure a distance")?.unwrap_or_default();
+        if let Some(measured) = measured.filter(|measured| *measured <= hops) {
+            let segment = &mut map.segments[n];
+            (segment.hops, segment.verdict) = (measured, Verdict::Accepted);
+        }
+    }
+    Ok(())
 }
 
 async fn tell_map(map: &Map, tell: &mpsc::Sender<Finding>) {

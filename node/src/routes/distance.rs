@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt::Ipv4RecvErr,
 };
@@ -111,6 +112,19 @@ impl Search {
     fn finish(self) -> Option<u32> {
         self.end.flatten()
     }
+}
+
+/// Whom to send datagrams to where no device is known: addresses in the middle, where routers rarely are.
+pub(crate) fn candidates(net: Ipv4Net, exclude: &[IpNet]) -> Vec<Ipv4Addr> {
+    /// Addresses of one segment that are measured.
+    const MOST: usize = 2;
+    let (first, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+    let middle = first + (last - first) / 2;
+    let hosts = (middle..=last).take(64).map(Ipv4Addr::from);
+    // Network and broadcast addresses are no hosts, but of two addresses both are.
+    let is_host = |ip: &Ipv4Addr| net.prefix_len() >= 31 || (*ip != net.network() && *ip != net.broadcast());
+    let allowed = |ip: &Ipv4Addr| !exclude.iter().any(|prefix| prefix.contains(&IpAddr::V4(*ip)));
+    hosts.filter(is_host).filter(allowed).take(MOST).collect()
 }
 
 /// Routers before the furthest of some addresses of one segment; `None` where none of them could be measured. The
@@ -222,6 +236,17 @@ mod tests {
         assert_eq!(run(&chain, Heard::Refused), None);
         assert_eq!(run(&[Stop::Router(1), Stop::Router(2), Stop::Router(1)], arrived), None, "a loop");
         assert_eq!(run(&[], arrived), Some(0));
+    }
+
+    #[test]
+    fn candidates_are_hosts_in_the_middle() {
+        let of = |net: &str, exclude: &[IpNet]| candidates(net.parse().unwrap(), exclude);
+        let at = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+        assert_eq!(of("10.0.0.0/24", &[]), [at(127), at(128)]);
+        assert_eq!(of("10.0.0.0/24", &["10.0.0.127/32".parse().unwrap()]), [at(128), at(129)]);
+        assert_eq!(of("10.0.0.0/30", &[]), [at(1), at(2)]);
+        assert_eq!(of("10.0.0.0/31", &[]), [at(0), at(1)]);
+        assert!(of("10.0.0.0/24", &["10.0.0.0/8".parse().unwrap()]).is_empty());
     }
 
     #[test]

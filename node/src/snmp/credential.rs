@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use zeroize::Zeroizing;
 
@@ -31,7 +32,12 @@ pub struct User {
     context: Box<str>,
     auth: Option<(AuthProtocol, Master)>,
     privacy: Option<(PrivProtocol, KeyExtension, Master)>,
+    /// The same user in context [`JETDIRECT`], once anybody asked for it.
+    jetdirect: OnceLock<Arc<Credential>>,
 }
+
+/// The contextName that some HP JetDirect cards keep the printer behind; the default context is the card's own.
+pub const JETDIRECT: &str = "Jetdirect";
 
 /// The parts of a USM user as configured.
 #[derive(Clone, Copy, Default)]
@@ -155,7 +161,23 @@ impl Credential {
             context: parts.context.into(),
             auth,
             privacy,
+            jetdirect: OnceLock::new(),
         })))
+    }
+
+    /// The same user in context [`JETDIRECT`]; `None` for communities and for users with a context of their own.
+    pub fn in_jetdirect(&self) -> Option<Arc<Credential>> {
+        let Credential::V3(user) = self else { return None };
+        let there = || {
+            Arc::new(Credential::V3(Box::new(User {
+                name: user.name.clone(),
+                context: JETDIRECT.into(),
+                auth: user.auth.clone(),
+                privacy: user.privacy.clone(),
+                jetdirect: OnceLock::new(),
+            })))
+        };
+        user.context.is_empty().then(|| user.jetdirect.get_or_init(there).clone())
     }
 
     /// `1`, `2c` or `3`, as in settings.
@@ -307,6 +329,18 @@ mod tests {
         extension: KeyExtension::Blumenthal,
         context: "",
     };
+
+    #[test]
+    fn the_context_of_a_jetdirect_is_another_of_the_same_user_and_made_once() {
+        let parts = V3 { user: "meter", auth: Some((AuthProtocol::Md5, "password")), ..V3::default() };
+        let user = Credential::v3(parts).unwrap();
+        let there = user.in_jetdirect().unwrap();
+        let Credential::V3(same) = &*there else { unreachable!() };
+        assert_eq!((same.name(), same.context()), ("meter", JETDIRECT));
+        assert!(Arc::ptr_eq(&there, &user.in_jetdirect().unwrap()), "the engine keeps keys by the Arc");
+        assert!(there.in_jetdirect().is_none());
+        assert!(Credential::v2c("public").unwrap().in_jetdirect().is_none());
+    }
 
     #[test]
     fn short_passwords_are_refused() {

@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
+use super::aimd::Complaint;
 use super::exchange::{Exchange, Owner};
 use super::message::{self, Answered, Opened};
 use super::pace::{Ceiling, Random};
@@ -20,18 +23,16 @@ use super::{Answer, Credential, Failure, Options, Patience, Request, Sweep, Swee
 
 /// Requests that may wait for one peer: a device answers tens a second, so that is about a second's worth.
 const QUEUE: usize = 32;
-/// RFC 6298 section 2.1: the timeout before anything was measured, microseconds.
-const FIRST_TIMEOUT: u64 = 1_000_000;
-/// The least that is waited: a printer's SNMP may take so long over a long request after a short one.
-const LEAST_TIMEOUT: u64 = 200_000;
-/// The same in a sweep in haste, microseconds: its question is short, and each address has several.
-const LEAST_SWEEP: u64 = 100_000;
-/// How long a sweep in haste waits before it has measured anything, unless it is the last transmission.
-const FIRST_SWEEP: u64 = 300_000;
-/// The least that a sweep under a ceiling waits before it repeats itself, microseconds.
-const GENTLE_SWEEP: u64 = 500_000;
-/// When a patient request is sent for the last time, after the first: waking takes a LaserJet 2 to 5 s.
-const PATIENT: u64 = 6_000_000;
+/// What ICMP says of a peer that did not get our packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Icmp {
+    /// The host is there and nobody listens.
+    ClosedPort,
+    /// There is no such host or network, as far as a router or this machine knows.
+    NoHost,
+    /// A router or firewall does not let it through (RFC 1812 section 5.2.7.1 codes 9, 10 and 13; RFC 4443 code 1).
+    Prohibited,
+}
 
 /// The result of one request, for whoever has its ticket.
 pub(crate) type Asked = (u64, Result<Answer, Failure>);
@@ -42,23 +43,22 @@ pub(crate) struct Core {
     pub(super) counters: Arc<Counters>,
     pub(super) random: Random,
     pub(super) ceiling: Ceiling,
-    wheel: Wheel,
+    pub(super) wheel: Wheel,
     pub(super) table: Table,
     pub(super) peers: Peers,
     /// The slot whose turn it is at a peer; the others of that peer wait.
     pub(super) turns: HashMap<SocketAddr, u32>,
     pub(super) waiting: HashMap<SocketAddr, VecDeque<u32>>,
-    /// Slots to be sent now, with the id that they had: requests, first probes of an address, other probes.
+    /// Slots of requests to be sent now, with the id that they had; those of sweeps wait in their `Run`.
     pub(super) requests: VecDeque<Alarm>,
-    pub(super) fresh: VecDeque<Alarm>,
-    pub(super) probes: VecDeque<Alarm>,
     pub(super) sweeps: BTreeMap<u32, Run>,
     next_sweep: u32,
-    /// The sweep that was last pulled from; they take turns.
-    pub(super) last_pulled: u32,
+    /// The sweep that was last served; they take turns.
+    pub(super) last_served: u32,
     /// Slots that belong to requests, not sweeps.
     pub(super) asked: usize,
     events: VecDeque<Asked>,
+    excluded: Vec<IpNet>,
     pub(super) salt: u64,
 }
 
@@ -77,13 +77,12 @@ impl Core {
             turns: HashMap::new(),
             waiting: HashMap::new(),
             requests: VecDeque::new(),
-            fresh: VecDeque::new(),
-            probes: VecDeque::new(),
             sweeps: BTreeMap::new(),
             next_sweep: 0,
-            last_pulled: 0,
+            last_served: 0,
             asked: 0,
             events: VecDeque::new(),
+            excluded: Vec::new(),
             salt: random.next(),
             random,
             options,
@@ -120,9 +119,49 @@ impl Core {
         self.next_sweep
     }
 
+    /// Begins a sweep that finds SNMPv3 engines and tries no user there: it says [`SweepEvent::NeedsCredentials`].
+    pub(crate) fn survey(&mut self, sweep: Sweep) -> u32 {
+        let id = self.sweep(sweep);
+        if let Some(run) = self.sweeps.get_mut(&id) {
+            run.users.clear();
+        }
+        id
+    }
+
+    /// Sends these prefixes nothing from now on, whatever was begun: it ends as if nobody were there.
+    pub(crate) fn exclude(&mut self, prefixes: Vec<IpNet>) {
+        self.excluded = prefixes;
+    }
+
+    /// Ends a slot whose peer may not be sent anything.
+    fn give_up(&mut self, index: u32, now: u64) -> bool {
+        let peer = self.table.slot(index).peer.ip();
+        if !self.excluded.iter().any(|prefix| prefix.contains(&peer)) {
+            return false;
+        }
+        match &self.table.slot(index).work {
+            Work::Vacant => {}
+            Work::Exchange(exchange) if matches!(exchange.owner, Owner::Ticket(_)) => {
+                self.fail(index, Failure::Unreachable, now);
+            }
+            Work::Exchange(_) | Work::Probe { .. } => self.finish_probe(index, now),
+        }
+        true
+    }
+
     /// Forgets a sweep. Its probes in flight are dropped as their deadlines come.
     pub(crate) fn end_sweep(&mut self, sweep: u32) {
-        self.sweeps.remove(&sweep);
+        let Some(run) = self.sweeps.remove(&sweep) else { return };
+        for alarm in run.fresh.into_iter().chain(run.again) {
+            if self.table.is_current(alarm.slot, alarm.id) {
+                self.leave(alarm.slot);
+            }
+        }
+    }
+
+    /// True while a sweep goes as fast as this machine can.
+    pub(crate) fn in_haste(&self) -> bool {
+        self.ceiling.is_none() && !self.sweeps.is_empty()
     }
 
     pub(crate) fn set_rate(&mut self, rate: u32) {
@@ -143,13 +182,18 @@ impl Core {
         }
     }
 
-    /// Takes in an ICMP "port unreachable" (or worse) from or about a peer.
-    pub(crate) fn handle_unreachable(&mut self, peer: SocketAddr, now: Instant) {
+    /// Takes in what ICMP says from or about a peer.
+    pub(crate) fn handle_icmp(&mut self, peer: SocketAddr, icmp: Icmp, now: Instant) {
         let now = self.micros(now);
         self.counters.unreachable.add(1);
         let Some(index) = self.turns.get(&peer).copied() else { return };
         if self.table.slot(index).sends == 0 {
             return;
+        }
+        match icmp {
+            Icmp::ClosedPort => {}
+            Icmp::NoHost => self.complain(index, Complaint::NoHost, now),
+            Icmp::Prohibited => self.complain(index, Complaint::Prohibited, now),
         }
         match &self.table.slot(index).work {
             Work::Vacant => {}
@@ -162,6 +206,16 @@ impl Core {
                 self.finish_probe(index, now);
             }
         }
+    }
+
+    /// Takes in that this machine had no room for the packet to a peer: it counts as not sent, and its sweep slows
+    /// down. The repetition comes in its time.
+    pub(crate) fn handle_full(&mut self, peer: SocketAddr, now: Instant) {
+        let now = self.micros(now);
+        let Some(index) = self.turns.get(&peer).copied() else { return };
+        self.complain(index, Complaint::Full, now);
+        let slot = self.table.slot(index);
+        slot.void = slot.sends;
     }
 
     /// Takes in the passing of time.
@@ -188,13 +242,15 @@ impl Core {
     /// The next packet to send, written into `out`, or `None`: nothing to send, or not yet.
     pub(crate) fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<SocketAddr> {
         let now = self.micros(now);
+        if self.ceiling.open_at() > now {
+            return None;
+        }
         loop {
-            self.fill();
-            if self.nothing_to_send() || self.ceiling.open_at() > now {
-                return None;
+            let next = self.next_to_send(now)?;
+            if !self.table.is_current(next.slot, next.id) || self.give_up(next.slot, now) {
+                continue;
             }
-            let next = self.next_to_send()?;
-            if !self.table.is_current(next.slot, next.id) || !self.write(next.slot, now, out) {
+            if self.is_enough(next.slot, now) || !self.write(next.slot, now, out) {
                 continue;
             }
             self.ceiling.take(now);
@@ -208,9 +264,11 @@ impl Core {
     /// When to call `handle_timeout` and `poll_transmit` again.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.wheel.next();
-        let open_window = || self.window_open() && self.sweeps.values().any(Run::has_more);
-        let to_send = !self.nothing_to_send() || open_window();
-        let send = to_send.then(|| self.ceiling.open_at());
+        let window = self.window_open();
+        let sweeps = self.sweeps.values().filter(|run| run.wants_to_send(window));
+        let paced = sweeps.map(|run| run.pace.open_at());
+        let to_send = paced.chain((!self.requests.is_empty()).then_some(0)).min();
+        let send = to_send.map(|at| at.max(self.ceiling.open_at()));
         let at = deadline.into_iter().chain(send).min()?;
         Some(self.began + Duration::from_micros(at))
     }
@@ -280,75 +338,13 @@ impl Core {
         slot.sends += 1;
         slot.last_sent = now;
         slot.deadline = now + wait;
+        if let Work::Probe { sweep, .. } = &slot.work
+            && let Some(run) = self.sweeps.get_mut(sweep)
+        {
+            run.pace.sent(now);
+        }
         let alarm = Alarm { slot: index, id: slot.last_id() };
         self.wheel.set(now + wait, alarm);
-    }
-
-    /// How many times the slot's present question is sent at most.
-    fn tries(&mut self, index: u32) -> u8 {
-        let retries = self.options.retries;
-        match &self.table.slot(index).work {
-            Work::Vacant => 0,
-            Work::Exchange(exchange) => exchange.tries(retries),
-            Work::Probe { sweep, stage } => {
-                self.sweeps.get(sweep).map_or(0, |run| run.stages[usize::from(*stage)].tries)
-            }
-        }
-    }
-
-    /// How long the transmission that goes out now waits for its answer, microseconds.
-    fn wait(&mut self, index: u32, now: u64) -> u64 {
-        let timeout = self.options.timeout.as_micros() as u64;
-        let tries = self.tries(index);
-        let slot = self.table.slot(index);
-        let (peer, sends, first_sent) = (slot.peer, slot.sends, slot.first_sent);
-        let last = sends + 1 >= tries;
-        let (measured, patient) = match &slot.work {
-            Work::Probe { sweep, .. } => {
-                let measured = self.sweeps.get(sweep).and_then(Run::patience);
-                return sweep_wait(measured, last, self.ceiling.is_none(), timeout);
-            }
-            Work::Exchange(exchange) => {
-                let patient = exchange.patience == Patience::Patient;
-                (self.peers.get(peer).and_then(|known| known.rtt.timeout()), patient)
-            }
-            Work::Vacant => return 0,
-        };
-        if last {
-            return timeout;
-        }
-        let base = measured.unwrap_or(FIRST_TIMEOUT).max(LEAST_TIMEOUT) << sends.min(6);
-        let jitter = self.random.below(base / 4);
-        let wait = (base + jitter).min(timeout);
-        if patient && sends + 2 == tries {
-            let first_sent = if sends == 0 { now } else { first_sent };
-            return wait.max((first_sent + PATIENT).saturating_sub(now));
-        }
-        wait
-    }
-
-    fn expire(&mut self, index: u32, now: u64) {
-        if self.table.slot(index).sends < self.tries(index) {
-            self.schedule(index);
-            return;
-        }
-        self.counters.timeouts.add(1);
-        match &self.table.slot(index).work {
-            Work::Vacant => {}
-            Work::Exchange(exchange) => {
-                let failure = exchange.when_silent();
-                self.fail(index, failure, now);
-            }
-            Work::Probe { sweep, stage } => {
-                let (sweep, stage) = (*sweep, *stage + 1);
-                if self.sweeps.get(&sweep).is_some_and(|run| usize::from(stage) < run.stages.len()) {
-                    self.table.slot(index).work = Work::Probe { sweep, stage };
-                    self.turn_page(index);
-                } else {
-                    self.finish_probe(index, now);
-                }
-            }
-        }
     }
 
     fn hear_community(&mut self, from: SocketAddr, v1: bool, community: &[u8], pdu: &Answered<'_>, now: u64) {
@@ -414,12 +410,13 @@ impl Core {
         if let Some(run) = self.sweeps.get_mut(&sweep) {
             run.counts.answered += 1;
             run.tell(SweepEvent::Answered { peer, credential: credential.clone(), answer });
-            run.finish_one(now);
+            run.finish_one(peer, now);
         }
     }
 
     /// Takes the round trip into the estimates.
     pub(super) fn measure(&mut self, index: u32, transmission: u8, now: u64) -> u64 {
+        self.note_loss(index, transmission, now);
         let slot = self.table.slot(index);
         let peer = slot.peer;
         let Some(rtt) = slot.round_trip(transmission, now) else {
@@ -436,6 +433,7 @@ impl Core {
 
     /// Closes a probe that found nothing.
     pub(super) fn finish_probe(&mut self, index: u32, now: u64) {
+        let peer = self.table.slot(index).peer;
         let sweep = match self.leave(index) {
             Work::Probe { sweep, .. } => sweep,
             Work::Exchange(exchange) => match exchange.owner {
@@ -445,23 +443,9 @@ impl Core {
             Work::Vacant => return,
         };
         if let Some(run) = self.sweeps.get_mut(&sweep) {
-            run.finish_one(now);
+            run.finish_one(peer, now);
         }
     }
-}
-
-/// How long a probe waits for its answer. Without a ceiling haste is wanted, and the round trips of those who answered
-/// say how long; under one, the last transmission of a question always waits in full: others are asked meanwhile.
-fn sweep_wait(measured: Option<u64>, last: bool, haste: bool, timeout: u64) -> u64 {
-    let wait = match (haste, measured) {
-        (true, Some(measured)) if last => (4 * measured).max(2 * LEAST_SWEEP),
-        (_, _) if last => timeout,
-        (true, Some(measured)) => (2 * measured).max(LEAST_SWEEP),
-        (true, None) => FIRST_SWEEP,
-        (false, Some(measured)) => (4 * measured).max(GENTLE_SWEEP),
-        (false, None) => FIRST_TIMEOUT,
-    };
-    wait.min(timeout)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::snmp::credential::{AuthProtocol, PrivProtocol, V3};
 use crate::snmp::sim::{Authority, Device, Speaks, Weather, World, community_message, pdu, varbind};
 use crate::snmp::{Oid, Value};
 
-const CALM: Weather = Weather { lost: 0, doubled: 0, delay: (20_000, 20_000) };
+const CALM: Weather = Weather { lost: 0, doubled: 0, delay: (20_000, 20_000), bottleneck: 0 };
 
 fn options() -> Options {
     Options { rate: 0, seed: 1, ..Options::default() }
@@ -96,11 +96,11 @@ fn a_sleeping_device_is_waited_for() {
     // A closed port is not believed of a device that is just waking; of others it is.
     world.core.ask(1, peer(2), public(), &get(), Patience::Patient);
     world.step(world.now + Duration::from_millis(1));
-    world.core.handle_unreachable(peer(2), world.instant());
+    world.core.handle_icmp(peer(2), Icmp::ClosedPort, world.instant());
     assert!(world.core.poll_event().is_none());
     world.core.ask(2, peer(3), public(), &get(), Patience::Normal);
     world.step(world.now + Duration::from_millis(1));
-    world.core.handle_unreachable(peer(3), world.instant());
+    world.core.handle_icmp(peer(3), Icmp::ClosedPort, world.instant());
     assert_eq!(world.core.poll_event().unwrap().1.unwrap_err(), Failure::Unreachable);
 }
 
@@ -371,7 +371,7 @@ proptest! {
     fn nothing_is_lost_but_packets(
         seed in 1u64..u64::MAX, lost in 0u64..300, doubled in 0u64..300, most in 1_000u64..1_500_000, rate in prop::sample::select(vec![0u32, 400, 5000]),
     ) {
-        let weather = Weather { lost, doubled, delay: (500, most) };
+        let weather = Weather { lost, doubled, delay: (500, most), ..CALM };
         let mut world = World::new(Options { seed, rate, retries: 4, ..options() }, weather);
         for n in 0..300 {
             if n % 3 == 0 {

@@ -343,8 +343,7 @@ pub(crate) fn answers(credential: &Credential, v1: bool, community: &[u8]) -> bo
     }
 }
 
-/// For a simulated responder.
-#[cfg(test)]
+/// For simulated responders, of tests and of the fuzz targets.
 pub(super) fn seal_response(out: &mut Vec<u8>, security: &Security<'_>, id: u32, max_size: u32, pdu: &[u8]) {
     seal(out, security, id, max_size, |out| out.extend_from_slice(pdu));
 }

@@ -13,14 +13,18 @@
 //!
 //! Architecture Invariant: this engine can only read; `ber` knows no SetRequest-PDU.
 
+mod aimd;
 mod ber;
 mod credential;
 mod engine;
 mod exchange;
+pub(crate) mod fuzz;
+mod helper;
 mod message;
 mod pace;
 mod peers;
 mod shell;
+mod silence;
 mod socket;
 mod stats;
 mod sweep;
@@ -34,6 +38,8 @@ mod wheel;
 mod live_tests;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod survey_tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +49,8 @@ use bytes::Bytes;
 use quire_proto::oid::Oid;
 
 pub use credential::{
-    AuthProtocol, BadCredential, Community, Credential, KeyExtension, PrivProtocol, UnknownProtocol, User, V3,
+    AuthProtocol, BadCredential, Community, Credential, JETDIRECT, KeyExtension, PrivProtocol,
+    UnknownProtocol, User, V3,
 };
 pub use shell::Snmp;
 pub use stats::Stats;
@@ -57,7 +64,8 @@ pub struct Options {
     /// How long the last transmission of a request waits for its answer; earlier ones wait as long as the peer's
     /// round trips say (RFC 6298), at most this.
     pub timeout: Duration,
-    /// Transmissions after the first, at most 14.
+    /// Transmissions after the first, at most 14. A sweep without a ceiling makes fewer once it has measured that loss
+    /// is small, any sweep makes more where it had to slow down (`aimd`).
     pub retries: u8,
     /// All chance in the engine comes from this; 0 draws one from the system.
     pub seed: u64,
@@ -179,6 +187,8 @@ pub enum SweepEvent {
     Progress {
         /// Addresses finished, found or silent.
         done: u64,
+        /// Those finished since the last such event. What was found of them was told before.
+        finished: Vec<SocketAddr>,
     },
     /// An SNMPv3 engine is there and there is no SNMPv3 credential to try.
     NeedsCredentials {

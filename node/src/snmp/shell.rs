@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
-use super::engine::Core;
+use super::engine::{Core, Icmp};
+use super::helper::Helper;
 use super::socket::{Batch, Sockets};
 use super::stats::Counters;
 use super::{Answer, Credential, Failure, Options, Patience, Request, Stats, Sweep, SweepEvent};
@@ -36,8 +38,15 @@ enum Command {
         patience: Patience,
         reply: oneshot::Sender<Result<Answer, Failure>>,
     },
-    Sweep(Sweep, mpsc::Sender<SweepEvent>),
+    Sweep(Sweep, Users, mpsc::Sender<SweepEvent>),
     Rate(u32),
+    Exclude(Vec<IpNet>),
+}
+
+/// What a sweep does at SNMPv3 engines.
+enum Users {
+    Try,
+    Leave,
 }
 
 impl Snmp {
@@ -58,6 +67,7 @@ impl Snmp {
             tickets: 0,
             sweeps: Vec::new(),
             batch: Batch::default(),
+            helper: None,
         };
         tokio::spawn(shell.run());
         Ok(Snmp { commands, counters })
@@ -79,9 +89,24 @@ impl Snmp {
 
     /// Asks very many addresses the same. Dropping the receiver ends the sweep; not reading it holds it up.
     pub fn sweep(&self, sweep: Sweep) -> mpsc::Receiver<SweepEvent> {
+        self.begin(sweep, Users::Try)
+    }
+
+    /// As [`Snmp::sweep`], but no SNMPv3 user is tried: engines are reported with [`SweepEvent::NeedsCredentials`], for
+    /// those who must agree with others first on who tries.
+    pub fn survey(&self, sweep: Sweep) -> mpsc::Receiver<SweepEvent> {
+        self.begin(sweep, Users::Leave)
+    }
+
+    fn begin(&self, sweep: Sweep, users: Users) -> mpsc::Receiver<SweepEvent> {
         let (events, receiver) = mpsc::channel(EVENTS);
-        self.command(Command::Sweep(sweep, events));
+        self.command(Command::Sweep(sweep, users, events));
         receiver
+    }
+
+    /// Sends these prefixes nothing from now on. What is under way there ends as if nobody were there.
+    pub fn exclude(&self, prefixes: Vec<IpNet>) {
+        self.command(Command::Exclude(prefixes));
     }
 
     /// Changes the ceiling of packets a second; 0 is none.
@@ -116,6 +141,8 @@ struct Shell {
     sweeps: Vec<(u32, mpsc::Sender<SweepEvent>)>,
     /// Packets that the core has given and the kernel not taken yet.
     batch: Batch,
+    /// Sends beside us, once a batch was full and if there is a thread to be had.
+    helper: Option<Option<Helper>>,
 }
 
 impl Shell {
@@ -176,10 +203,14 @@ impl Shell {
                 self.asked.insert(self.tickets, reply);
                 self.core.ask(self.tickets, peer, credential, &request, patience);
             }
-            Command::Sweep(sweep, events) => {
-                let id = self.core.sweep(sweep);
+            Command::Sweep(sweep, users, events) => {
+                let id = match users {
+                    Users::Try => self.core.sweep(sweep),
+                    Users::Leave => self.core.survey(sweep),
+                };
                 self.sweeps.push((id, events));
             }
+            Command::Exclude(prefixes) => self.core.exclude(prefixes),
             Command::Rate(rate) => self.core.set_rate(rate),
         }
     }
@@ -187,7 +218,7 @@ impl Shell {
     fn receive(&mut self) -> bool {
         let core = &mut self.core;
         let now = Instant::now();
-        let errors = self.sockets.receive_errors(|peer| core.handle_unreachable(peer, now));
+        let errors = self.sockets.receive_errors(|peer, icmp| core.handle_icmp(peer, icmp, now));
         let datagrams = self.sockets.receive(|from, datagram| core.handle_datagram(from, datagram, now));
         errors | datagrams
     }
@@ -201,14 +232,28 @@ impl Shell {
                 return false;
             }
         }
+        let in_haste = self.core.in_haste();
         let (core, counters) = (&mut self.core, &self.counters);
-        self.sockets.send(&mut self.batch, |peer, full| {
+        let mut refused = |peer, full| {
             counters.send_errors.add(1);
-            // Full queues pass, and the retry comes in its time; what has no route has none later either.
-            if !full {
-                core.handle_unreachable(peer, now);
+            // Full queues pass; what has no route has none later either.
+            match full {
+                true => core.handle_full(peer, now),
+                false => core.handle_icmp(peer, Icmp::ClosedPort, now),
             }
-        });
+        };
+        if self.batch.is_full() && in_haste {
+            // Where no thread can be had, there is no second pair of hands.
+            let started = || Helper::start(&self.sockets).ok();
+            let helper = self.helper.get_or_insert_with(started);
+            if let Some(helper) = helper {
+                helper.collect(&mut refused);
+                if helper.take_over(&mut self.batch) {
+                    return true;
+                }
+            }
+        }
+        self.sockets.send(&mut self.batch, refused);
         self.batch.is_done()
     }
 

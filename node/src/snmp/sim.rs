@@ -197,6 +197,8 @@ pub(super) struct Weather {
     pub(super) doubled: u64,
     /// One-way delay, evenly between these, microseconds.
     pub(super) delay: (u64, u64),
+    /// Packets a second that the way to the devices takes, behind a queue of 50 ms; 0: any number.
+    pub(super) bottleneck: u64,
 }
 
 /// From whom, to which device (`None`: to the core), and what.
@@ -214,6 +216,8 @@ pub(super) struct World {
     pub(super) last_datagram: Vec<u8>,
     began: Instant,
     random: Random,
+    /// When the bottleneck will have passed on what waits before it.
+    clear_at: Duration,
     /// By when it arrives.
     wire: BTreeMap<(Duration, u64), Datagram>,
     sequence: u64,
@@ -233,6 +237,7 @@ impl World {
             sent: Vec::new(),
             last_datagram: Vec::new(),
             began,
+            clear_at: Duration::ZERO,
             wire: BTreeMap::new(),
             sequence: 0,
         }
@@ -249,14 +254,29 @@ impl World {
     fn launch(&mut self, from: SocketAddr, to: Option<SocketAddr>, datagram: &[u8]) {
         let copies = if self.random.below(1000) < self.weather.doubled { 2 } else { 1 };
         for _ in 0..copies {
+            let Some(queued) = self.queue(to.is_some()) else { continue };
             if self.random.below(1000) < self.weather.lost {
                 continue;
             }
             let (least, most) = self.weather.delay;
-            let delay = Duration::from_micros(least + self.random.below(most - least + 1));
+            let delay = queued + Duration::from_micros(least + self.random.below(most - least + 1));
             self.sequence += 1;
             self.wire.insert((self.now + delay, self.sequence), (from, to, datagram.to_vec()));
         }
+    }
+
+    /// How long a packet waits before the bottleneck; `None` when its queue is full.
+    fn queue(&mut self, outward: bool) -> Option<Duration> {
+        const LONGEST: Duration = Duration::from_millis(50);
+        if self.weather.bottleneck == 0 || !outward {
+            return Some(Duration::ZERO);
+        }
+        let waits = self.clear_at.saturating_sub(self.now);
+        if waits > LONGEST {
+            return None;
+        }
+        self.clear_at = self.clear_at.max(self.now) + Duration::from_secs(1) / self.weather.bottleneck as u32;
+        Some(waits)
     }
 
     /// Sends all that may be sent now.

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use super::aimd::Pace;
 use super::ber::{Pdu, SMALLEST_ID};
 use super::credential::Credential;
 use super::message;
 use super::pace::Rtt;
 use super::table::MOST_RETRIES;
 use super::value::Request;
+use super::wheel::Alarm;
 use super::{Options, Sweep, SweepCounts, SweepEvent};
 
 /// Events that may wait to be taken before no new address is asked. Those in flight may add theirs, so at most
@@ -34,6 +36,11 @@ pub(crate) struct Run {
     pub(crate) users: Vec<Arc<Credential>>,
     /// The question, for the users.
     pub(crate) pdu: Arc<Pdu>,
+    /// Slots to be sent now, with the id that they had: first probes of an address, and what should not wait behind
+    /// those; then everything else. At most `Options::window` of both.
+    pub(crate) fresh: VecDeque<Alarm>,
+    pub(crate) again: VecDeque<Alarm>,
+    pub(crate) pace: Pace,
     /// Round trips of everyone who answered, and how many those were.
     rtt: Rtt,
     samples: u32,
@@ -41,6 +48,8 @@ pub(crate) struct Run {
     /// Addresses begun and not finished.
     outstanding: usize,
     events: VecDeque<SweepEvent>,
+    /// Finished since the last progress event: as many as end in [`PROGRESS`], or as are in flight.
+    finished: Vec<SocketAddr>,
     progress_at: u64,
     over: bool,
 }
@@ -107,11 +116,15 @@ impl Run {
             stages,
             users,
             pdu: Arc::new(Pdu::new(&request, false)),
+            fresh: VecDeque::new(),
+            again: VecDeque::new(),
+            pace: Pace::default(),
             rtt: Rtt::default(),
             samples: 0,
             counts: SweepCounts::default(),
             outstanding: 0,
             events: VecDeque::new(),
+            finished: Vec::new(),
             progress_at: 0,
             over: false,
         }
@@ -137,6 +150,28 @@ impl Run {
         !self.exhausted && self.events.len() < BACKLOG
     }
 
+    /// The next slot to be sent. In haste (without a ceiling) new addresses go before repetitions: the sooner the last
+    /// one was asked, the sooner all waits are over; `None` asks for a new one then. Under a ceiling a repetition goes
+    /// first, or it would come after all the addresses that the window takes. Once slowed down, what was begun at the
+    /// present rate goes first, so that its loss shows soon, then what went out too fast, and new addresses at last.
+    pub(crate) fn next_queued(&mut self, haste: bool, window_open: bool) -> Option<Alarm> {
+        if self.pace.has_fallen() {
+            return self.fresh.pop_front().or_else(|| self.again.pop_front());
+        }
+        match haste {
+            true => self.fresh.pop_front().or_else(|| {
+                let new_first = window_open && self.has_more();
+                if new_first { None } else { self.again.pop_front() }
+            }),
+            false => self.again.pop_front().or_else(|| self.fresh.pop_front()),
+        }
+    }
+
+    /// True when there is something to send, were it not for the rate.
+    pub(crate) fn wants_to_send(&self, window_open: bool) -> bool {
+        !self.fresh.is_empty() || !self.again.is_empty() || window_open && self.has_more()
+    }
+
     /// Takes in a round trip.
     pub(crate) fn measure(&mut self, micros: u64) {
         self.rtt.sample(micros);
@@ -153,13 +188,19 @@ impl Run {
     }
 
     /// An address is done with.
-    pub(crate) fn finish_one(&mut self, now: u64) {
+    pub(crate) fn finish_one(&mut self, peer: SocketAddr, now: u64) {
         self.outstanding -= 1;
+        self.finished.push(peer);
         if now >= self.progress_at {
             self.progress_at = now + PROGRESS;
-            self.tell(SweepEvent::Progress { done: self.done() });
+            self.tell_progress();
         }
         self.end();
+    }
+
+    fn tell_progress(&mut self) {
+        let finished = std::mem::take(&mut self.finished);
+        self.tell(SweepEvent::Progress { done: self.done(), finished });
     }
 
     fn done(&self) -> u64 {
@@ -169,7 +210,7 @@ impl Run {
     fn end(&mut self) {
         if self.exhausted && self.outstanding == 0 && !self.over {
             self.over = true;
-            self.tell(SweepEvent::Progress { done: self.done() });
+            self.tell_progress();
             self.tell(SweepEvent::Done(self.counts));
         }
     }

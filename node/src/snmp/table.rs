@@ -30,6 +30,8 @@ pub(crate) struct Slot {
     base: u32,
     /// Transmissions so far under this base.
     pub(crate) sends: u8,
+    /// Of these, sent at a rate that proved too high: they count for nothing (`aimd`).
+    pub(crate) void: u8,
 }
 
 /// What a slot is for.
@@ -79,7 +81,7 @@ pub(crate) struct Table {
 impl Table {
     /// Opens a slot.
     pub(crate) fn open(&mut self, peer: SocketAddr, work: Work, random: &mut Random) -> u32 {
-        let slot = Slot { peer, work, first_sent: 0, last_sent: 0, deadline: 0, base: 0, sends: 0 };
+        let slot = Slot { peer, work, first_sent: 0, last_sent: 0, deadline: 0, base: 0, sends: 0, void: 0 };
         let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -105,7 +107,7 @@ impl Table {
                 break base;
             }
         };
-        slot.sends = 0;
+        (slot.sends, slot.void) = (0, 0);
         self.by_base.insert(slot.base, index);
     }
 

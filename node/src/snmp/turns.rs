@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::ops::Bound;
 
 use super::engine::Core;
 use super::exchange::Owner;
@@ -9,54 +10,51 @@ use super::table::Work;
 use super::wheel::Alarm;
 
 impl Core {
-    /// Pulls an address when there is no better thing to send. In haste (without a ceiling) new addresses go first:
-    /// the sooner the last one was asked, the sooner all waits are over. Under a ceiling a retransmission goes first,
-    /// or it would come after all the addresses that the window takes.
-    pub(super) fn fill(&mut self) {
-        let idle = self.ceiling.is_none() || self.probes.is_empty();
-        // An address whose peer is busy waits, and another may be pulled: at most `Options::window` times.
-        while idle && self.requests.is_empty() && self.fresh.is_empty() && self.pull() {}
+    /// The next slot to be sent: requests before probes, one sweep after another.
+    pub(super) fn next_to_send(&mut self, now: u64) -> Option<Alarm> {
+        if let Some(alarm) = self.requests.pop_front() {
+            return Some(alarm);
+        }
+        let mut id = self.last_served;
+        for _ in 0..self.sweeps.len() {
+            let after = (Bound::Excluded(id), Bound::Unbounded);
+            id = *self.sweeps.range(after).next().or_else(|| self.sweeps.first_key_value())?.0;
+            if let Some(alarm) = self.next_of(id, now) {
+                self.last_served = id;
+                return Some(alarm);
+            }
+        }
+        None
     }
 
-    pub(super) fn nothing_to_send(&self) -> bool {
-        self.requests.is_empty() && self.fresh.is_empty() && self.probes.is_empty()
-    }
-
-    /// Takes the next slot to be sent off its queue.
-    pub(super) fn next_to_send(&mut self) -> Option<Alarm> {
-        let (first, second) = match self.ceiling.is_none() {
-            true => (&mut self.fresh, &mut self.probes),
-            false => (&mut self.probes, &mut self.fresh),
-        };
-        self.requests.pop_front().or_else(|| first.pop_front()).or_else(|| second.pop_front())
+    /// The next slot of one sweep, opened for its next address where that is best.
+    fn next_of(&mut self, id: u32, now: u64) -> Option<Alarm> {
+        loop {
+            let (haste, window_open) = (self.ceiling.is_none(), self.window_open());
+            let run = self.sweeps.get_mut(&id)?;
+            if !run.pace.is_open(now) {
+                return None;
+            }
+            if let Some(alarm) = run.next_queued(haste, window_open) {
+                return Some(alarm);
+            }
+            if run.stages.is_empty() {
+                while let Some(peer) = run.pull() {
+                    run.finish_one(peer, 0);
+                }
+                return None;
+            }
+            if !window_open {
+                return None;
+            }
+            let peer = run.pull()?;
+            // Where the peer is busy the slot waits, and another address is pulled: at most `Options::window` times.
+            self.enter(peer, Work::Probe { sweep: id, stage: 0 });
+        }
     }
 
     pub(super) fn window_open(&self) -> bool {
         self.table.len() - self.asked < self.options.window
-    }
-
-    /// Opens a slot for the next address of the sweep whose turn it is.
-    fn pull(&mut self) -> bool {
-        if !self.window_open() || self.sweeps.is_empty() {
-            return false;
-        }
-        let last = self.last_pulled;
-        let (before, after): (Vec<u32>, Vec<u32>) = self.sweeps.keys().partition(|id| **id <= last);
-        for id in after.into_iter().chain(before) {
-            let Some(run) = self.sweeps.get_mut(&id) else { continue };
-            if run.stages.is_empty() {
-                while run.pull().is_some() {
-                    run.finish_one(0);
-                }
-                continue;
-            }
-            if let Some(peer) = run.pull() {
-                self.last_pulled = id;
-                self.enter(peer, Work::Probe { sweep: id, stage: 0 });
-                return true;
-            }
-        }
-        false
     }
 
     /// Opens a slot and gives it its turn, or lets it wait for it.
@@ -80,12 +78,24 @@ impl Core {
     pub(super) fn schedule(&mut self, index: u32) {
         let slot = self.table.slot(index);
         let alarm = Alarm { slot: index, id: slot.next_id() };
-        match &slot.work {
-            Work::Exchange(exchange) if matches!(exchange.owner, Owner::Ticket(_)) => {
-                self.requests.push_back(alarm);
+        let (first, begun) = (slot.sends == 0, slot.sends > slot.void);
+        let (sweep, stage) = match &slot.work {
+            Work::Vacant => return,
+            Work::Probe { sweep, stage } => (*sweep, Some(*stage)),
+            Work::Exchange(exchange) => match exchange.owner {
+                Owner::Ticket(_) => return self.requests.push_back(alarm),
+                Owner::Sweep { sweep, .. } => (sweep, None),
+            },
+        };
+        let Some(run) = self.sweeps.get_mut(&sweep) else {
+            self.leave(index);
+            return;
+        };
+        match stage {
+            Some(0) if first || is_timely(index) || begun && run.pace.has_fallen() => {
+                run.fresh.push_back(alarm)
             }
-            Work::Probe { stage: 0, .. } if slot.sends == 0 => self.fresh.push_back(alarm),
-            Work::Exchange(_) | Work::Probe { .. } | Work::Vacant => self.probes.push_back(alarm),
+            Some(_) | None => run.again.push_back(alarm),
         }
     }
 
@@ -117,4 +127,10 @@ impl Core {
         }
         work
     }
+}
+
+/// Slots whose probes are repeated as soon as their time has come, even in haste: an eighth, evenly spread, so that
+/// loss shows long before the last address was asked.
+pub(super) fn is_timely(slot: u32) -> bool {
+    slot.is_multiple_of(8)
 }

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::credential::{AuthProtocol, KeyExtension, PrivProtocol, User};
 
 /// A user's master key Ku (RFC 3414 section 2.6): a password hashed, not yet bound to an engine.
+#[derive(Clone)]
 pub(crate) struct Master(Zeroizing<Vec<u8>>);
 
 /// How much of a repeated password is hashed (RFC 3414 appendix A.2).

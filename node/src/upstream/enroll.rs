@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use quire_coordinator::rows;
 use quire_proto::store::command::Kind;
-use quire_proto::store::{Enroll, PutUpstreamIdentities, UpstreamIdentity};
+use quire_proto::store::{Enroll, UpstreamIdentity};
 use quire_proto::upstream::enrollment_client::EnrollmentClient;
 use quire_proto::upstream::{CertificateRequest, RegisterRequest};
 
@@ -32,8 +32,14 @@ pub(crate) async fn enroll(
         let tables = cluster.view();
         (rows::meta(&tables)?, rows::members(&tables)?)
     };
-    if let Some(before) = &meta.upstream {
-        bail!("the cluster is enrolled already, at {} as site {}", before.url, before.site);
+    // A site that the Web Admin no longer wants may enrol again, there or elsewhere.
+    let refused = meta.link.as_ref().is_some_and(|link| link.state == "refused");
+    if let Some(before) = meta.upstream.as_ref().filter(|_| !refused) {
+        bail!(
+            "the cluster is enrolled already, at {} as site {}: revoke that site there first",
+            before.url,
+            before.site
+        );
     }
     let channel = dial(&url, Connector::pinned(expected)?).await.with_context(|| {
         format!("the Web Admin at {url} cannot be trusted or reached: check --upstream and --pin")
@@ -66,8 +72,8 @@ pub(crate) async fn enroll(
         .iter()
         .map(|issued| UpstreamIdentity { node: issued.node, certificate_der: issued.certificate_der.clone() })
         .collect();
-    cluster.propose(Kind::PutUpstreamIdentities(PutUpstreamIdentities { identities }), PATIENCE).await?;
     let command = Enroll {
+        identities,
         url,
         pin_sha256: expected.to_vec().into(),
         site: reply.site.clone(),

@@ -26,6 +26,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::cluster::Cluster;
+use crate::device::script::Scripts;
 use crate::tls::{Connector, Identity};
 
 pub(crate) use enroll::enroll;
@@ -43,6 +44,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The upstream task of one node; idle while another leads.
 pub(crate) struct Upstream {
     cluster: Cluster,
+    scripts: Scripts,
     held: watch::Receiver<Option<Epoch>>,
     link: watch::Sender<Link>,
     backoff: Backoff,
@@ -52,11 +54,12 @@ impl Upstream {
     /// Links while `held` says so; tells of the link through `link`.
     pub(crate) fn new(
         cluster: Cluster,
+        scripts: Scripts,
         held: watch::Receiver<Option<Epoch>>,
         link: watch::Sender<Link>,
     ) -> Self {
         let backoff = Backoff::new(250, 30_000);
-        Upstream { cluster, held, link, backoff }
+        Upstream { cluster, scripts, held, link, backoff }
     }
 
     /// Works until told to stop.
@@ -67,7 +70,7 @@ impl Upstream {
                 () = stop.cancelled() => return Ok(()),
                 // A lost or renewed claim drops whatever was going on, the connection included.
                 changed = self.held.changed() => changed.context("follow the claim")?,
-                pause = hold(&self.cluster, held, &self.link, &mut self.backoff) => {
+                pause = hold(&self.cluster, &self.scripts, held, &self.link, &mut self.backoff) => {
                     tokio::select! {
                         () = stop.cancelled() => return Ok(()),
                         changed = self.held.changed() => changed.context("follow the claim")?,
@@ -82,6 +85,7 @@ impl Upstream {
 /// Holds the link under a claim until it ends; answers how long to wait before the next.
 async fn hold(
     cluster: &Cluster,
+    scripts: &Scripts,
     held: Option<Epoch>,
     link: &watch::Sender<Link>,
     backoff: &mut Backoff,
@@ -112,7 +116,7 @@ async fn hold(
         tell("connecting", mode.as_str(), String::new());
     }
     let connected = || tell("connected", mode.as_str(), String::new());
-    let session = Session::new(cluster.clone(), epoch, mode);
+    let session = Session::new(cluster.clone(), scripts.clone(), epoch, mode);
     match run_session(session, &enroll, identity, connected).await {
         Ok(Ended::CheckedIn { next }) => {
             backoff.reset();

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use quire_coordinator::outbox::{Fetch, MAX_BATCH_OCTETS, Window};
+use prost::Message as _;
+use quire_coordinator::outbox::{Fetch, MAX_BATCH_ENTRIES, MAX_BATCH_OCTETS, Window};
 use quire_coordinator::rows::{self, number_key};
 use quire_coordinator::settings::{Settings, UpstreamMode};
-use quire_coordinator::tables::{Read as _, Table};
+use quire_coordinator::tables::{Read, Table};
 use quire_proto::WIRE_VERSION;
 use quire_proto::id::Epoch;
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
-use quire_proto::store::{Ack, Ask, PutUpstreamIdentities, SetUpstreamMode, UpstreamIdentity};
+use quire_proto::store::outcome::Result as Answer;
+use quire_proto::store::{Ack, Ask, OutboxEntry, PutUpstreamIdentities, SetUpstreamMode, UpstreamIdentity};
 use quire_proto::upstream::from_site::What as Up;
 use quire_proto::upstream::job::What as JobWhat;
 use quire_proto::upstream::link_client::LinkClient;
@@ -27,7 +29,8 @@ use tonic::transport::Channel;
 
 use super::wire;
 use crate::clock;
-use crate::cluster::{Cluster, View};
+use crate::cluster::Cluster;
+use crate::device::script::{self, Scripts};
 
 /// Messages on their way out: the window of four batches, and as many small ones.
 const OUTWARD: usize = 16;
@@ -85,6 +88,7 @@ pub(super) fn mode(cluster: &Cluster) -> UpstreamMode {
 /// One stream.
 pub(super) struct Session {
     cluster: Cluster,
+    scripts: Scripts,
     epoch: Epoch,
     mode: UpstreamMode,
 }
@@ -102,8 +106,8 @@ struct Welcomed {
 }
 
 impl Session {
-    pub(super) fn new(cluster: Cluster, epoch: Epoch, mode: UpstreamMode) -> Self {
-        Session { cluster, epoch, mode }
+    pub(super) fn new(cluster: Cluster, scripts: Scripts, epoch: Epoch, mode: UpstreamMode) -> Self {
+        Session { cluster, scripts, epoch, mode }
     }
 
     /// Runs the stream until it ends; `connected` is called when the server has welcomed it.
@@ -117,6 +121,7 @@ impl Session {
             mode: self.mode.as_str().to_owned(),
             wire_version: WIRE_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            outbox_base: rows::meta(&self.cluster.view())?.outbox_base,
         });
         up.send(FromSite { epoch: wire(self.epoch), what: Some(hello) }).await.context("say hello")?;
         let mut client = LinkClient::new(channel);
@@ -138,6 +143,8 @@ impl Session {
         let meta = rows::meta(&self.cluster.view())?;
         let mut window = Window::new(meta.outbox_acked + 1);
         window.handle_appended(meta.outbox_next.saturating_sub(1));
+        // A Web Admin that has nothing of this cluster takes it from wherever its outbox begins.
+        let through = if through == 0 { meta.outbox_acked } else { through };
         if let Err(error) = window.handle_welcome(through) {
             return Ok(Ended::Refused(error.to_string()));
         }
@@ -200,12 +207,9 @@ impl Welcomed {
         let tables = self.session.cluster.view();
         self.window.handle_appended(rows::meta(&tables)?.outbox_next.saturating_sub(1));
         while let Some(want) = self.window.wants() {
-            let entries = entries(&tables, want)?;
-            let Some(last) = (entries.len() as u64).checked_sub(1) else {
-                anyhow::bail!("outbox entry {} is missing", want.from);
-            };
+            let (entries, through) = entries(&tables, want)?;
             self.send(Up::Batch(Batch { first_seq: want.from, entries })).await?;
-            self.window.handle_sent(want.from + last, clock::ticks());
+            self.window.handle_sent(through, clock::ticks());
             self.quiet_since = clock::steady();
         }
         Ok(())
@@ -314,20 +318,33 @@ impl Welcomed {
     }
 }
 
-/// The wanted entries as stored, as many as a batch may hold; fewer where one is missing.
-fn entries(tables: &View, want: Fetch) -> anyhow::Result<Vec<Bytes>> {
-    let count = usize::try_from(want.through + 1 - want.from).unwrap_or(usize::MAX);
+/// Entries as stored from the first wanted number on, as many as a batch may hold but always one, and the number that
+/// they reach. Numbers that no entry has are superseded: one small entry says so of a whole run of them.
+fn entries(tables: &impl Read, want: Fetch) -> anyhow::Result<(Vec<Bytes>, u64)> {
     let mut entries: Vec<Bytes> = Vec::new();
-    let mut octets = 0;
-    for (key, entry) in tables.range(Table::Outbox, &number_key(want.from), count)? {
+    let (mut next, mut octets) = (want.from, 0);
+    let gap = |from: u64, through: u64| {
+        let entry = OutboxEntry { seq: from, superseded_through: through, ..OutboxEntry::default() };
+        Bytes::from(entry.encode_to_vec())
+    };
+    let most = usize::try_from(MAX_BATCH_ENTRIES).unwrap_or(usize::MAX);
+    for (key, entry) in tables.range(Table::Outbox, &number_key(want.from), most)? {
+        let seq = key.as_ref().try_into().map(u64::from_be_bytes).context("understand an outbox number")?;
         octets += entry.len();
-        let next = key.as_ref() == number_key(want.from + entries.len() as u64);
-        if !next || (octets > MAX_BATCH_OCTETS && !entries.is_empty()) {
-            break;
+        if octets > MAX_BATCH_OCTETS && !entries.is_empty() {
+            return Ok((entries, next - 1));
+        }
+        if seq > next {
+            entries.push(gap(next, seq - 1));
         }
         entries.push(entry);
+        next = seq + 1;
     }
-    Ok(entries)
+    if entries.is_empty() {
+        entries.push(gap(want.from, want.through));
+        next = want.through + 1;
+    }
+    Ok((entries, next - 1))
 }
 
 impl Session {
@@ -349,14 +366,53 @@ impl Session {
                 Ok((command, _)) => Kind::PutSettings(command),
                 Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
             },
+            Some(JobWhat::ScriptSource(source)) => {
+                let committed = match rows::scripts(&self.cluster.view()) {
+                    Ok(committed) => committed,
+                    Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
+                };
+                match script::accept(&self.scripts, &committed, source, &by, false).await {
+                    Ok((command, _)) => Kind::PutScript(command),
+                    Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
+                }
+            }
             None => {
                 let detail = "this version does not know the job".to_owned();
                 return JobResult { id: job.id, ok: false, detail };
             }
         };
-        match self.cluster.propose_here(command, PATIENCE).await {
-            Ok(_) => JobResult { id: job.id, ok: true, detail: String::new() },
+        match self.cluster.propose_job(&job.id, command, PATIENCE).await {
+            Ok(outcome) => {
+                let detail = match outcome.result {
+                    Some(Answer::Changes(changes)) => changes,
+                    _ => String::new(),
+                };
+                JobResult { id: job.id, ok: true, detail }
+            }
             Err(error) => JobResult { id: job.id, ok: false, detail: error.to_string() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quire_coordinator::tables::MemoryTables;
+
+    #[test]
+    fn numbers_without_an_entry_are_said_to_be_superseded() {
+        let mut tables = MemoryTables::default();
+        let put = |seq: u64| {
+            let entry = OutboxEntry { seq, zone: "hq".into(), ..OutboxEntry::default() };
+            (Table::Outbox, Bytes::copy_from_slice(&number_key(seq)), Some(entry.encode_to_vec().into()))
+        };
+        tables.commit([3, 4, 900, 901].map(put).into_iter());
+        let (found, through) = entries(&tables, Fetch { from: 1, through: 500 }).unwrap();
+        let found: Vec<_> = found.into_iter().map(|entry| OutboxEntry::decode(entry).unwrap()).collect();
+        let numbers: Vec<_> = found.iter().map(|entry| (entry.seq, entry.superseded_through)).collect();
+        assert_eq!(numbers, [(1, 2), (3, 0), (4, 0), (5, 899), (900, 0), (901, 0)]);
+        assert_eq!(through, 901);
+        let (found, through) = entries(&tables, Fetch { from: 902, through: 950 }).unwrap();
+        assert_eq!((found.len(), through), (1, 950), "nothing is left behind the last entry");
     }
 }

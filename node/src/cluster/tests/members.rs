@@ -286,11 +286,9 @@ async fn a_leader_that_goes_hands_over_first() {
     let now = until(&one, "follow", |now| now.leader.is_some_and(|id| id != NodeId(1))).await;
     let (leader, other) = if now.leader == Some(two.me().id) { (&two, &three) } else { (&three, &two) };
     until(leader, "lead", |now| now.role == Role::Leader && now.quorum).await;
-    let mut gone = row(&one, other);
-    gone.draining = true;
     let drain =
-        |member| command::Kind::UpdateMember(quire_proto::store::UpdateMember { member: Some(member) });
-    let index = one.propose(drain(gone), PATIENCE).await.unwrap().index;
+        quire_proto::store::UpdateMember { id: other.me().id.0, draining: Some(true), ..Default::default() };
+    let index = one.propose(command::Kind::UpdateMember(drain), PATIENCE).await.unwrap().index;
     caught_up(leader, index).await;
     // The other one is being drained, so only the first can take it back.
     assert!(leader.hand_over(PATIENCE).await);

@@ -6,6 +6,7 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
+use crate::cluster::changes::Feed;
 use crate::cluster::machine::Machine;
 use crate::cluster::raft::{Log, Types};
 use crate::cluster::store::Store;
@@ -21,7 +22,7 @@ impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
         let store = Store::open(dir.path()).unwrap();
         let writer = Writer::start(&store).unwrap();
         self.0.lock().unwrap().push(writer.joiner());
-        let machine = Machine::open(store.clone()).unwrap();
+        let machine = Machine::open(store.clone(), Feed::new()).unwrap();
         Ok((dir, Log::new(store, writer), machine))
     }
 }

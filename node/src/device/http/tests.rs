@@ -223,16 +223,6 @@ async fn silence_and_noise_are_told_apart() {
 }
 
 #[test]
-fn charsets_come_from_the_header_the_page_or_the_octets() {
-    assert_eq!(decode(b"Z\xfcrich", Some("text/html; charset=ISO-8859-1")), "Zürich");
-    assert_eq!(decode(b"<meta charset='windows-1250'>\xb9", None), "<meta charset='windows-1250'>ą");
-    assert_eq!(decode(b"<?xml version='1.0' encoding='ISO-8859-2'?>\xb1", None).chars().last(), Some('ą'));
-    assert_eq!(decode("\u{feff}ü".as_bytes(), None), "ü");
-    assert_eq!(decode(b"\xfc", None), "ü");
-    assert_eq!(decode(b"\xfc", Some("text/html; charset=nonsense")), "ü");
-}
-
-#[test]
 fn passwords_stay_out_of_debug_output() {
     let access = Access {
         ip: "127.0.0.1".parse().unwrap(),
@@ -241,4 +231,31 @@ fn passwords_stay_out_of_debug_output() {
         pin: None,
     };
     assert!(!format!("{access:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn any_status_is_fetched_and_a_redirect_may_be_left_alone() {
+    let port = serve(|request| match request.uri().path() {
+        "/there" => ([(header::SET_COOKIE, "id=7; Path=/")], "there").into_response(),
+        "/away" => redirect("/there".into()),
+        _ => (StatusCode::NOT_FOUND, "no such page").into_response(),
+    })
+    .await;
+    let mut visit = visit(&[port]);
+    let followed = visit.fetch("/away").await.unwrap();
+    assert_eq!((followed.status, followed.text().as_str()), (200, "there"));
+    assert_eq!(
+        (followed.url.path(), followed.cookies.as_slice()),
+        ("/there", &["id=7; Path=/".to_owned()][..])
+    );
+    let missing = visit.fetch("/nowhere").await.unwrap();
+    assert_eq!((missing.status, missing.text().as_str()), (404, "no such page"));
+    let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let left = visit.load(&url("/away"), None).await.unwrap();
+    assert_eq!((left.status, left.location.as_deref()), (302, Some("/there")));
+    for elsewhere in ["http://127.0.0.2/", "file:///etc/passwd", "ftp://127.0.0.1/", "nonsense"] {
+        assert_eq!(visit.load(elsewhere, None).await.unwrap_err(), WebError::Elsewhere, "{elsewhere}");
+    }
+    visit.limit_page(3);
+    assert_eq!(visit.fetch("/there").await.unwrap_err(), WebError::TooMuch);
 }

@@ -8,9 +8,8 @@ use quire_proto::reading::{Counters, Reading, Via};
 use tokio_util::sync::CancellationToken;
 
 use super::sandbox::{self, Budget, Failed, Limits, Run};
-use super::{Device, Page, Profile, Recording, WebMiss, WebPath};
+use super::{Device, Known, Page, Profile, Recording, WebMiss, WebPath};
 use crate::device::Miss;
-use crate::device::answers::Answers;
 use crate::snmp::{Request, Response};
 
 const HEAD: &str = "//! name: try\n//! version: 1\n//! match: family brother\n";
@@ -60,7 +59,7 @@ fn attempt(body: &str, page: usize, stop: &CancellationToken) -> Tried {
     let asked = Arc::new(AtomicUsize::new(0));
     let recording = Recording::parse("1.3.6.1.2.1.1.5.0|4|hello\n1.3.6.1.4.1.1.1|2|-2\n1.3.6.1.4.1.1.2|2|9");
     let device = Box::new(Watched { recording, asked: Arc::clone(&asked), page });
-    let run = sandbox::run(&profile, &reading(), &Answers::default(), device, limits(), stop);
+    let run = sandbox::run(&profile, &reading(), Known::default(), device, limits(), stop);
     Tried { run, asked: asked.load(Ordering::SeqCst) }
 }
 
@@ -312,7 +311,7 @@ fn sentinels_stop_at_the_door() {
         ("supply(#{ nmae: \"T\", source: \"1.3.6.1.4.1.1.1\" });", "is unknown"),
         ("status(\"fine\", \"1.3.6.1.4.1.1.1\");", "is no status"),
         ("fact(\"serial\", \"N/A\", \"1.3.6.1.4.1.1.1\");", "is no serial"),
-        ("fact(\"vendor\", \"X\", \"1.3.6.1.4.1.1.1\");", "is no fact"),
+        ("fact(\"maker\", \"X\", \"1.3.6.1.4.1.1.1\");", "is no fact"),
     ] {
         let text = refusal(&format!("get(\"1.3.6.1.4.1.1.1\"); {body}"));
         assert!(text.contains(why), "{body}: {text}");

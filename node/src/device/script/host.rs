@@ -7,16 +7,19 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quire_proto::oid::Oid;
-use quire_proto::reading::{Counters, Reading, Status, Supply, SupplyKind, SupplyState, Via, percent};
+use quire_proto::reading::{Condition, Reading, Status, Via};
 use rhai::{Array, Blob, Dynamic, Engine, EvalAltResult, Map, Position};
 use tokio_util::sync::CancellationToken;
 
 use super::pages::{self, Html, Xml};
 use super::sandbox::{Budget, Cost, Limits};
-use super::{Device, WebPath};
+use super::stated::{integer, string, supply_of};
+use super::{Device, Known, Page, Rendered, WebMiss, WebPath};
 use crate::device::answers::{Answers, has_value, number, octets};
+use crate::device::family::{COUNTERS, slot};
+use crate::device::mib;
 use crate::device::walk::Walk;
-use crate::device::{Place, device_json, supply, text};
+use crate::device::{Place, device_json, text};
 use crate::snmp::{Request, Response, Value};
 
 /// Instances in one GET, columns in one walk.
@@ -29,10 +32,10 @@ const SUPPLIES: usize = 64;
 /// Lines that a script may log, characters of each.
 const LOG: (usize, usize) = (50, 200);
 /// Longest name, source or other text that a script may set, characters.
-const LONGEST: usize = 400;
+pub(super) const LONGEST: usize = 400;
 
 type Fault = Box<EvalAltResult>;
-type Said<T> = Result<T, Fault>;
+pub(super) type Said<T> = Result<T, Fault>;
 
 /// What a run of a script holds.
 pub(super) struct Host {
@@ -40,6 +43,8 @@ pub(super) struct Host {
     /// What the read and the script asked so far: asked once, answered for the rest of the run.
     answers: Answers,
     asked: BTreeSet<Oid>,
+    /// Every instance that it wanted, known before or not.
+    wanted: BTreeSet<Oid>,
     device: Box<dyn Device>,
     limits: Limits,
     stop: CancellationToken,
@@ -54,15 +59,16 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(
         reading: &Reading,
-        answers: &Answers,
+        known: Known,
         device: Box<dyn Device>,
         limits: Limits,
         stop: CancellationToken,
     ) -> Host {
         Host {
             draft: reading.clone(),
-            answers: answers.clone(),
-            asked: BTreeSet::new(),
+            answers: known.fresh,
+            asked: known.absent,
+            wanted: BTreeSet::new(),
             device,
             limits,
             stop,
@@ -82,6 +88,11 @@ impl Host {
         self.draft.via.sort_unstable();
         self.draft.supplies.sort_by_key(|supply| supply.index);
         std::mem::take(&mut self.draft)
+    }
+
+    /// What it wanted by name, and whether it was there.
+    pub(super) fn asked(&self) -> Vec<(Oid, bool)> {
+        self.wanted.iter().map(|oid| (oid.clone(), self.answers.get(oid).is_some())).collect()
     }
 
     pub(super) fn take_log(&mut self) -> Vec<String> {
@@ -129,6 +140,7 @@ impl Host {
     fn fetch(&mut self, oids: &[Oid]) -> Said<()> {
         let open = |oid: &&Oid| self.answers.get(oid).is_none() && !self.asked.contains(*oid);
         let missing: Vec<Oid> = oids.iter().filter(open).cloned().collect();
+        self.wanted.extend(oids.iter().cloned());
         let width = if self.device.via() == Via::SnmpV1 { 1 } else { WIDTH };
         for part in missing.chunks(width) {
             let response = self.ask(&Request::Get(part.to_vec()))?;
@@ -163,7 +175,11 @@ impl Host {
         if let Some((_, url)) = self.pages.iter().find(|(asked, _)| asked == path) {
             return Ok(format!("{url}{mark}"));
         }
-        let heard = |part: &str| part.parse::<Oid>().is_ok_and(|oid| self.answers.get(&oid).is_some());
+        // Who it is was asked in the first read and is known ever since.
+        let identity = [mib::scalar(mib::SYS_DESCR), mib::scalar(mib::SYS_OBJECT_ID)];
+        let heard = |part: &str| {
+            part.parse::<Oid>().is_ok_and(|oid| self.answers.get(&oid).is_some() || identity.contains(&oid))
+        };
         if text.split('+').all(heard) {
             return Ok(text.trim_start_matches('.').to_owned());
         }
@@ -175,10 +191,8 @@ impl Host {
         // -1, -2 and -3 of RFC 3805 are words, not counts; so is a text.
         let count = count.ok_or_else(|| fault(&format!("meter {name}: `{value}` is no count")))?;
         let source = self.source(source)?;
-        let slot = slot(&mut self.draft.counters, name).ok_or_else(|| {
-            let known = "total, mono, color, prints, copies, faxes, scans, duplex, large";
-            fault(&format!("`{name}` is no meter: there are {known}"))
-        })?;
+        let slot = slot(&mut self.draft.counters, name)
+            .ok_or_else(|| fault(&format!("`{name}` is no meter: there are {}", COUNTERS.join(", "))))?;
         *slot = Some(count);
         if name == "total" {
             self.draft.counters.unit = None;
@@ -216,6 +230,47 @@ impl Host {
         Ok(())
     }
 
+    fn condition(&mut self, word: &str, source: &str) -> Said<()> {
+        let known = Condition::from_word(word).ok_or_else(|| fault(&format!("`{word}` is no condition")))?;
+        let source = self.source(source)?;
+        if !self.draft.conditions.contains(&known) {
+            self.draft.conditions.push(known);
+            self.draft.conditions.sort_unstable();
+        }
+        self.draft.sources.entry("conditions".to_owned()).or_insert(source);
+        Ok(())
+    }
+
+    /// Takes back what an earlier profile or the standard said, because this family means something else by it.
+    fn forget(&mut self, field: &str) -> Said<()> {
+        let draft = &mut self.draft;
+        let counter = field.strip_prefix("counters.");
+        let row = field.strip_prefix("supplies.").and_then(|row| row.parse::<u32>().ok());
+        match field {
+            "vendor" => draft.facts.vendor = None,
+            "model" => draft.facts.model = None,
+            "serial" => draft.facts.serial = None,
+            "name" => draft.facts.name = None,
+            "location" => draft.facts.location = None,
+            "firmware" => draft.facts.firmware = None,
+            "asset" => draft.facts.asset = None,
+            "display" => draft.display = None,
+            "status" => draft.status = None,
+            "conditions" => draft.conditions.clear(),
+            _ => match (counter.and_then(|name| slot(&mut draft.counters, name)), row) {
+                (Some(slot), _) => *slot = None,
+                (None, Some(row)) => draft.supplies.retain(|supply| supply.index != row),
+                (None, None) => return Err(fault(&format!("`{field}` is no field that can be forgotten"))),
+            },
+        }
+        if field == "counters.total" {
+            draft.counters.unit = None;
+        }
+        let below = format!("{field}.");
+        draft.sources.retain(|known, _| known != field && !known.starts_with(&below));
+        Ok(())
+    }
+
     fn fact(&mut self, name: &str, value: &str, source: &str) -> Said<()> {
         let clean = text::clean(value.as_bytes(), None).filter(|text| text.chars().count() <= LONGEST);
         let clean = if name == "serial" { clean.and_then(|s| text::serial(&s)) } else { clean };
@@ -230,8 +285,9 @@ impl Host {
             "firmware" => facts.firmware = Some(value),
             "asset" => facts.asset = Some(value),
             "display" => self.draft.display = Some(value),
+            "vendor" => facts.vendor = Some(value),
             _ => {
-                let known = "model, serial, name, location, firmware, asset, display";
+                let known = "vendor, model, serial, name, location, firmware, asset, display";
                 return Err(fault(&format!("`{name}` is no fact: there are {known}")));
             }
         }
@@ -240,26 +296,50 @@ impl Host {
     }
 
     fn http_get(&mut self, path: &str) -> Said<Map> {
+        let page = self.web(path, Device::fetch)?;
+        self.charge_bytes(page.body.len())?;
+        let status = ("status".into(), Dynamic::from_int(i64::from(page.status)));
+        let body = ("body".into(), page.body.clone().into());
+        self.heard(path, page);
+        Ok([status, body].into_iter().collect())
+    }
+
+    fn page(&mut self, path: &str) -> Said<Map> {
+        let Rendered { page, text } = self.web(path, Device::render)?;
+        self.charge_bytes(page.body.len() + text.len())?;
+        let status = ("status".into(), Dynamic::from_int(i64::from(page.status)));
+        let html = ("html".into(), page.body.clone().into());
+        self.heard(path, page);
+        Ok([status, html, ("text".into(), text.into())].into_iter().collect())
+    }
+
+    /// One page by `how`, counted before it is asked for.
+    fn web<T>(
+        &mut self,
+        path: &str,
+        how: fn(&mut (dyn Device + 'static), &WebPath, usize) -> Result<T, WebMiss>,
+    ) -> Said<T> {
         let Some(path) = WebPath::new(path) else {
             return Err(fault(&format!("`{path}` is no path on the device: write `/path?query`")));
         };
         self.charge_request()?;
         let left = self.limits.bytes.saturating_sub(self.bytes);
-        let page = self.device.fetch(&path, left);
+        let page = how(&mut *self.device, &path, left);
         if self.stop.is_cancelled() {
             return Err(self.over(Budget::Seconds));
         }
-        let page = match page {
-            Err(super::WebMiss::TooLong) => return Err(self.over(Budget::Bytes)),
-            other => other.map_err(|miss| fault(&miss.to_string()))?,
-        };
-        self.charge_bytes(page.body.len())?;
+        match page {
+            Err(WebMiss::TooLong) => Err(self.over(Budget::Bytes)),
+            other => other.map_err(|miss| fault(&miss.to_string())),
+        }
+    }
+
+    /// From now on the page may be named as a source.
+    fn heard(&mut self, path: &str, page: Page) {
         if !self.draft.via.contains(&page.via) {
             self.draft.via.push(page.via);
         }
-        self.pages.push((path.as_str().to_owned(), page.url));
-        let status = ("status".into(), Dynamic::from_int(i64::from(page.status)));
-        Ok([status, ("body".into(), page.body.into())].into_iter().collect())
+        self.pages.push((path.to_owned(), page.url));
     }
 
     fn note(&mut self, line: &str) {
@@ -269,102 +349,12 @@ impl Host {
     }
 }
 
-fn fault(text: &str) -> Fault {
+pub(super) fn fault(text: &str) -> Fault {
     text.into()
 }
 
 fn size(varbind: &crate::snmp::VarBind) -> usize {
     varbind.oid.arcs().len() + octets(&varbind.value).map_or(8, <[u8]>::len)
-}
-
-fn slot<'a>(counters: &'a mut Counters, name: &str) -> Option<&'a mut Option<u64>> {
-    match name {
-        "total" => Some(&mut counters.total),
-        "mono" => Some(&mut counters.mono),
-        "color" => Some(&mut counters.color),
-        "prints" => Some(&mut counters.prints),
-        "copies" => Some(&mut counters.copies),
-        "faxes" => Some(&mut counters.faxes),
-        "scans" => Some(&mut counters.scans),
-        "duplex" => Some(&mut counters.duplex),
-        "large" => Some(&mut counters.large),
-        _ => None,
-    }
-}
-
-fn string(said: &Map, key: &str) -> Said<Option<String>> {
-    let Some(value) = said.get(key).filter(|value| !value.is_unit()) else { return Ok(None) };
-    let text = value.clone().into_string().map_err(|_| fault(&format!("`{key}` is a text")))?;
-    Ok(text::clean(text.as_bytes(), None).filter(|text| text.chars().count() <= LONGEST))
-}
-
-fn integer(said: &Map, key: &str) -> Said<Option<i64>> {
-    let Some(value) = said.get(key).filter(|value| !value.is_unit()) else { return Ok(None) };
-    value.as_int().map(Some).map_err(|_| fault(&format!("`{key}` is an integer")))
-}
-
-/// A supply as a script describes it, over the row that it replaces. A level of -1, -2 or -3 becomes its word
-/// (RFC 3805 prtMarkerSuppliesLevel); any other negative number is refused.
-fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said<Supply> {
-    const KNOWN: [&str; 10] =
-        ["index", "name", "kind", "color", "level", "max", "percent", "unit", "state", "source"];
-    if let Some(key) = said.keys().find(|key| !KNOWN.contains(&key.as_str())) {
-        return Err(fault(&format!("supply: `{key}` is unknown")));
-    }
-    let name = string(said, "name")?.or_else(|| before.map(|supply| supply.name.clone()));
-    let kind = match string(said, "kind")? {
-        Some(word) => {
-            let unknown = || fault(&format!("supply: `{word}` is no kind"));
-            Some(SupplyKind::from_word(&word).ok_or_else(unknown)?)
-        }
-        None => before.map(|supply| supply.kind),
-    };
-    let color = string(said, "color")?.or_else(|| before.and_then(|supply| supply.color.clone()));
-    let mut supply = Supply {
-        index,
-        name: name.ok_or_else(|| fault("supply: a `name` is missing"))?,
-        kind: kind.ok_or_else(|| fault("supply: a `kind` is missing"))?,
-        color,
-        level: before.and_then(|supply| supply.level),
-        max: before.and_then(|supply| supply.max),
-        unit: string(said, "unit")?.or_else(|| before.and_then(|supply| supply.unit.clone())),
-        percent: before.and_then(|supply| supply.percent),
-        state: before.map_or(SupplyState::Unknown, |supply| supply.state),
-    };
-    level_of(said, &mut supply)?;
-    if let Some(word) = string(said, "state")? {
-        supply.state = SupplyState::from_word(&word).ok_or_else(|| fault("supply: no such `state`"))?;
-    }
-    Ok(supply)
-}
-
-fn level_of(said: &Map, supply: &mut Supply) -> Said<()> {
-    let size =
-        |n: i64, what: &str| u64::try_from(n).map_err(|_| fault(&format!("supply: {what} {n} is no amount")));
-    if let Some(max) = integer(said, "max")? {
-        supply.max = Some(size(max, "max")?);
-    }
-    if let Some(level) = integer(said, "level")? {
-        (supply.level, supply.percent) = (None, None);
-        supply.state = match level {
-            -1 => SupplyState::Unlimited,
-            -2 => SupplyState::Unknown,
-            -3 => SupplyState::Some,
-            level => {
-                let level = size(level, "level")?;
-                supply.level = Some(level);
-                supply.percent = supply.max.and_then(|max| percent(level, max));
-                supply.percent.map_or(SupplyState::Unknown, supply::state_of_percent)
-            }
-        };
-    }
-    if let Some(share) = integer(said, "percent")? {
-        let share = u8::try_from(share).ok().filter(|share| *share <= 100);
-        let share = share.ok_or_else(|| fault("supply: `percent` is 0 to 100"))?;
-        supply.percent = Some(share);
-        supply.state = supply::state_of_percent(share);
-    }
-    Ok(())
 }
 
 /// The reading so far as a script sees it: the object that listings print.
@@ -464,6 +454,8 @@ fn register_questions(engine: &mut Engine, host: &Shared) {
     });
     let h = Arc::clone(host);
     engine.register_fn("http_get", move |path: &str| lock(&h).http_get(path));
+    let h = Arc::clone(host);
+    engine.register_fn("page", move |path: &str| lock(&h).page(path));
 }
 
 fn register_statements(engine: &mut Engine, host: &Shared) {
@@ -478,6 +470,10 @@ fn register_statements(engine: &mut Engine, host: &Shared) {
     let h = Arc::clone(host);
     engine
         .register_fn("fact", move |name: &str, value: &str, source: &str| lock(&h).fact(name, value, source));
+    let h = Arc::clone(host);
+    engine.register_fn("condition", move |word: &str, source: &str| lock(&h).condition(word, source));
+    let h = Arc::clone(host);
+    engine.register_fn("forget", move |field: &str| lock(&h).forget(field));
     let h = Arc::clone(host);
     engine.register_fn("log", move |line: &str| lock(&h).note(line));
 }

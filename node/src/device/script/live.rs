@@ -1,71 +1,82 @@
-//! Profiles on a live device: bridges the sandbox, which blocks, to the SNMP engine and HTTP, which do not.
+//! Profiles on a live device: bridges the sandbox, which blocks, to the SNMP engine and the device's pages, which do
+//! not.
 //!
-//! The only file of this room that reaches a network, and it reaches the one address it was given.
+//! It opens no socket of its own: questions go through the engine, pages through the one confined client (`http`) and
+//! the browser that is fed by it, all to the one address that a run was started for.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use quire_proto::oid::Oid;
 use quire_proto::reading::{Reading, Via};
-use reqwest::{Client, Url};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::sandbox::{self, Failed, Limits};
-use super::{Device, Page, Scripts, WebMiss, WebPath};
+use super::{Device, Known, Page, Rendered, Scripts, WebMiss, WebPath};
+use crate::device::http::{Fetched, WebError};
+use crate::device::web::{Asking, Learnt, Pages, RenderMiss};
 use crate::device::{Finished, Miss, drive};
 use crate::snmp::{Credential, Patience, Request, Response, Snmp};
 
-/// How long one page may take; a waking device takes 5 s.
-const PAGE: Duration = Duration::from_secs(10);
-/// Redirects on the device itself.
-const REDIRECTS: usize = 4;
-
-/// Where the pages of devices are: the ports of the settings, in their order.
-#[derive(Clone, Debug, Default)]
-pub struct Web {
-    /// No port, no pages.
-    pub ports: Vec<u16>,
-}
-
 /// Runs the profiles that match over a complete reading, each on what the one before left. One that fails is counted
-/// and logged once per version and device family; the reading stays as it was before it.
+/// and logged once per version and device family; the reading stays as it was before it. What was learnt of the
+/// device's web server is the caller's to keep.
 pub async fn improve(
     scripts: &Scripts,
     snmp: &Snmp,
     peer: SocketAddr,
     credential: &Arc<Credential>,
-    web: &Web,
+    asking: &Asking,
     finished: &mut Finished,
-) {
+) -> Learnt {
+    let learnt = Arc::new(Mutex::new(Learnt::default()));
     // Half a reading is no reading: nothing is built on it.
-    let Some(mut reading) = finished.reading.take_if(|_| finished.complete) else { return };
+    let Some(mut reading) = finished.reading.take_if(|_| finished.complete) else { return Learnt::default() };
     for profile in scripts.matching(&finished.subject) {
+        if !profile.acts {
+            // What its header names was asked with the standard.
+            scripts.count_run(&profile, false);
+            continue;
+        }
         let Ok(_running) = scripts.running().acquire_owned().await else { break };
         let stop = CancellationToken::new();
         // Whoever waited for the reading may go away: the script then ends, too.
         let _ends = stop.clone().drop_guard();
-        let device = Live::new(snmp, peer, credential, web, &stop);
+        let device = Live {
+            snmp: snmp.clone(),
+            peer,
+            credential: Arc::clone(credential),
+            handle: Handle::current(),
+            stop: stop.clone(),
+            pages: Pages::new(peer.ip(), asking),
+            learnt: Arc::clone(&learnt),
+        };
         let limits = Limits::default();
-        let (work, before, fresh, token) =
-            (Arc::clone(&profile), reading.clone(), finished.fresh.clone(), stop.clone());
+        let (work, before, known, token) =
+            (Arc::clone(&profile), reading.clone(), Known::of(finished), stop.clone());
         let run = tokio::task::spawn_blocking(move || {
-            sandbox::run(&work, &before, &fresh, Box::new(device), limits, &token)
+            sandbox::run(&work, &before, known, Box::new(device), limits, &token)
         });
-        let result = with_deadline(run, limits, &stop).await;
-        match result {
-            Ok(better) => reading = better,
+        match with_deadline(run, limits, &stop).await {
+            Ok((better, asked)) => {
+                scripts.count_run(&profile, false);
+                reading = better;
+                finished.plan.also_ask(asked);
+            }
             Err(why) => complain(scripts, &profile, finished.subject.family(), peer, &why),
         }
     }
     finished.reading = Some(reading);
+    *learnt.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn with_deadline(
     run: tokio::task::JoinHandle<sandbox::Run>,
     limits: Limits,
     stop: &CancellationToken,
-) -> Result<Reading, Failed> {
+) -> Result<(Reading, Vec<(Oid, bool)>), Failed> {
     let mut run = run;
     let seconds = Duration::from_secs(u64::from(limits.seconds));
     let ended = match tokio::time::timeout(seconds, &mut run).await {
@@ -76,12 +87,13 @@ async fn with_deadline(
         }
     };
     match ended {
-        Ok(run) => run.result,
+        Ok(run) => run.result.map(|reading| (reading, run.asked)),
         Err(_) => Err(Failed::Script("the script's thread broke off".to_owned())),
     }
 }
 
 fn complain(scripts: &Scripts, profile: &super::Profile, family: &str, peer: SocketAddr, why: &Failed) {
+    scripts.count_run(profile, true);
     metrics::counter!("quire_script_failures_total", "profile" => profile.name.clone()).increment(1);
     if scripts.count_failure(profile, family) {
         let (name, version) = (&profile.name, &profile.version);
@@ -97,56 +109,29 @@ struct Live {
     credential: Arc<Credential>,
     handle: Handle,
     stop: CancellationToken,
-    /// Where pages may be; the one that answered alone, once known.
-    bases: Vec<Url>,
-    client: Option<Client>,
+    pages: Pages,
+    /// What all runs of this read learnt.
+    learnt: Arc<Mutex<Learnt>>,
 }
 
 impl Live {
-    fn new(
-        snmp: &Snmp,
-        peer: SocketAddr,
-        credential: &Arc<Credential>,
-        web: &Web,
+    /// Waits for the web, but no longer than the script may run.
+    fn wait<T>(
+        handle: &Handle,
         stop: &CancellationToken,
-    ) -> Live {
-        Live {
-            snmp: snmp.clone(),
-            peer,
-            credential: Arc::clone(credential),
-            handle: Handle::current(),
-            stop: stop.clone(),
-            bases: web.ports.iter().filter_map(|port| base(peer, *port)).collect(),
-            client: None,
-        }
+        work: impl Future<Output = Result<T, WebMiss>>,
+    ) -> Result<T, WebMiss> {
+        handle.block_on(async {
+            tokio::select! {
+                () = stop.cancelled() => Err(WebMiss::Silent),
+                done = work => done,
+            }
+        })
     }
 
-    fn client(&mut self) -> Result<Client, WebMiss> {
-        if let Some(client) = &self.client {
-            return Ok(client.clone());
-        }
-        // Printers sign their own certificates; nothing secret is sent to them here. No proxy, no cookies, no
-        // redirects but those that `fetch` follows itself.
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .danger_accept_invalid_certs(true)
-            .timeout(PAGE)
-            .build()
-            .map_err(|_| WebMiss::Silent)?;
-        self.client = Some(client.clone());
-        Ok(client)
+    fn note(&self) {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner).add(&self.pages.learnt());
     }
-}
-
-/// The device's own address at a port: the only place that a page may come from.
-fn base(peer: SocketAddr, port: u16) -> Option<Url> {
-    let scheme = if matches!(port, 443 | 8443) { "https" } else { "http" };
-    Url::parse(&format!("{scheme}://{}/", SocketAddr::new(peer.ip(), port))).ok()
-}
-
-fn same_device(one: &Url, other: &Url) -> bool {
-    one.host() == other.host() && matches!(other.scheme(), "http" | "https") && other.username().is_empty()
 }
 
 impl Device for Live {
@@ -164,25 +149,32 @@ impl Device for Live {
     }
 
     fn fetch(&mut self, path: &WebPath, most: usize) -> Result<Page, WebMiss> {
-        let client = self.client()?;
-        let (handle, stop) = (self.handle.clone(), self.stop.clone());
-        for base in self.bases.clone() {
-            let got = handle.block_on(async {
-                tokio::select! {
-                    () = stop.cancelled() => Err(WebMiss::Silent),
-                    page = fetch(&client, &base, path, most) => page,
+        let pages = &mut self.pages;
+        let page = Self::wait(&self.handle, &self.stop, async {
+            pages
+                .fetch(path.as_str(), most)
+                .await
+                .map_or_else(|error| without(&error, path), |page| Ok(of(&page)))
+        });
+        self.note();
+        page
+    }
+
+    fn render(&mut self, path: &WebPath, most: usize) -> Result<Rendered, WebMiss> {
+        let pages = &mut self.pages;
+        let page = Self::wait(&self.handle, &self.stop, async {
+            match pages.render(path.as_str(), most).await {
+                Ok((fetched, shown)) => {
+                    Ok(Rendered { page: Page { body: shown.html, ..of(&fetched) }, text: shown.text })
                 }
-            });
-            match got {
-                Err(WebMiss::Silent) if !self.stop.is_cancelled() => {}
-                other => {
-                    self.bases = vec![base];
-                    return other;
+                Err(RenderMiss::Web(error)) => {
+                    without(&error, path).map(|page| Rendered { page, text: String::new() })
                 }
+                Err(RenderMiss::Browser(miss)) => Err(WebMiss::Browser(miss.to_string())),
             }
-        }
-        self.bases.clear();
-        Err(WebMiss::Silent)
+        });
+        self.note();
+        page
     }
 
     fn via(&self) -> Via {
@@ -190,32 +182,20 @@ impl Device for Live {
     }
 }
 
-async fn fetch(client: &Client, base: &Url, path: &WebPath, most: usize) -> Result<Page, WebMiss> {
-    let mut url = base.join(path.as_str()).map_err(|_| WebMiss::Elsewhere)?;
-    for _ in 0..=REDIRECTS {
-        if !same_device(base, &url) {
-            return Err(WebMiss::Elsewhere);
-        }
-        let answer = client.get(url.clone()).send().await.map_err(|_| WebMiss::Silent)?;
-        let to = answer.headers().get("location").and_then(|to| to.to_str().ok());
-        if let Some(to) = to.filter(|_| answer.status().is_redirection()) {
-            url = url.join(to).map_err(|_| WebMiss::Elsewhere)?;
-            continue;
-        }
-        return page(answer, url, most).await;
-    }
-    Err(WebMiss::Elsewhere)
+fn of(fetched: &Fetched) -> Page {
+    let via = if fetched.url.scheme() == "https" { Via::Https } else { Via::Http };
+    Page { url: fetched.url.to_string(), status: fetched.status, body: fetched.text(), via }
 }
 
-async fn page(mut answer: reqwest::Response, url: Url, most: usize) -> Result<Page, WebMiss> {
-    let status = answer.status().as_u16();
-    let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await.map_err(|_| WebMiss::Silent)? {
-        if body.len() + part.len() > most {
-            return Err(WebMiss::TooLong);
+/// What a script is told where there is no page. A login that is missing or wrong is the operator's matter, not the
+/// script's: it sees the status that a browser without one would.
+fn without(error: &WebError, path: &WebPath) -> Result<Page, WebMiss> {
+    match error {
+        WebError::WantsLogin | WebError::LoginRefused => {
+            Ok(Page { url: path.as_str().to_owned(), status: 401, body: String::new(), via: Via::Http })
         }
-        body.extend_from_slice(&part);
+        WebError::TooMuch => Err(WebMiss::TooLong),
+        WebError::Elsewhere => Err(WebMiss::Elsewhere),
+        WebError::Silent | WebError::Garbled | WebError::Status(_) => Err(WebMiss::Silent),
     }
-    let via = if url.scheme() == "https" { Via::Https } else { Via::Http };
-    Ok(Page { url: url.into(), status, body: String::from_utf8_lossy(&body).into_owned(), via })
 }

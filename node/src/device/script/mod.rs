@@ -8,40 +8,63 @@
 //! started for, can only read, and is counted; what it says is checked as if the device had said it. A script that
 //! fails, in whatever way, leaves the standard reading as it was.
 
+pub(super) mod fuzz;
 mod host;
 mod live;
 mod pages;
 mod profile;
+mod proof;
 mod recording;
 mod sandbox;
 mod scripts;
+mod stated;
 
 #[cfg(test)]
 mod escape_tests;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
+use quire_proto::oid::Oid;
 use quire_proto::reading::Via;
 
-use super::Miss;
+use super::answers::Answers;
+use super::{Finished, Miss};
 use crate::snmp::{Request, Response};
 
-pub use live::{Web, improve};
+pub use live::improve;
 pub use profile::{BadProfile, Profile, Subject};
+pub use proof::{Refused, accept};
 pub use recording::{Ran, Recording, Rehearsal, rehearse};
 pub use sandbox::{Budget, Cost, Failed, Limits};
-pub use scripts::Scripts;
+pub use scripts::{Profiles, Runs, Scripts};
 
 /// Runs a profile with nobody to stop it but its own limits.
 #[cfg(test)]
 pub(crate) fn run(
     profile: &Profile,
     reading: &quire_proto::reading::Reading,
-    fresh: &super::answers::Answers,
+    known: Known,
     device: Box<dyn Device>,
 ) -> sandbox::Run {
     let stop = tokio_util::sync::CancellationToken::new();
-    sandbox::run(profile, reading, fresh, device, Limits::default(), &stop)
+    sandbox::run(profile, reading, known, device, Limits::default(), &stop)
+}
+
+/// What a read leaves for the profiles that go on from it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    /// What was heard just now.
+    pub(crate) fresh: Answers,
+    /// What is known not to be there.
+    pub(crate) absent: BTreeSet<Oid>,
+}
+
+impl Known {
+    pub(crate) fn of(finished: &Finished) -> Known {
+        Known { fresh: finished.fresh.clone(), absent: finished.plan.absent().clone() }
+    }
 }
 
 /// The one device that a script may ask. Calls block; each ends by itself within the script's seconds.
@@ -51,6 +74,12 @@ pub(crate) trait Device: Send {
 
     /// The device's own page at `path`, at most `most` octets of it.
     fn fetch(&mut self, path: &WebPath, most: usize) -> Result<Page, WebMiss>;
+
+    /// The same page as a browser shows it once its own scripts have run.
+    fn render(&mut self, path: &WebPath, most: usize) -> Result<Rendered, WebMiss> {
+        let _ = (path, most);
+        Err(WebMiss::Browser("there is no browser here".to_owned()))
+    }
 
     /// The SNMP version it speaks: SNMPv1 has no GETBULK.
     fn via(&self) -> Via;
@@ -69,6 +98,14 @@ pub(crate) struct Page {
     pub(crate) via: Via,
 }
 
+/// A page that was shown: its body is the document that the page's scripts left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub(crate) page: Page,
+    /// What a reader would see of it.
+    pub(crate) text: String,
+}
+
 /// Why there is no page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WebMiss {
@@ -81,6 +118,9 @@ pub(crate) enum WebMiss {
     /// It sent somewhere else than to itself.
     #[error("the device redirects to another host")]
     Elsewhere,
+    /// The page is there, the browser is not, or not for this page.
+    #[error("the page is not shown: {0}")]
+    Browser(String),
 }
 
 /// A path on the device, with its query: nothing that could name another host.

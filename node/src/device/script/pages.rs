@@ -41,6 +41,18 @@ fn squeeze(text: impl Iterator<Item = char>) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// The text of a whole page.
+pub(super) fn text_of(page: &str) -> String {
+    let tree = Tree::parse_document(page);
+    let shown = tree.tree.nodes().filter(|node| {
+        let hidden = |name: &str| matches!(name, "script" | "style" | "template" | "title");
+        let above = node.parent().and_then(|above| above.value().as_element().map(|e| e.name().to_owned()));
+        !above.is_some_and(|name| hidden(&name))
+    });
+    let texts = shown.filter_map(|node| node.value().as_text().map(|text| text.text.to_string()));
+    texts.collect::<Vec<_>>().join(" ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn element<'a>(name: &str, text: String, attributes: impl Iterator<Item = (&'a str, &'a str)>) -> Dynamic {
     let attributes: Map = attributes.take(64).map(|(key, value)| (key.into(), value.into())).collect();
     let cells: [(&str, Dynamic); 3] =

@@ -6,8 +6,10 @@
 //! //! priority: 10
 //! //! match: family brother
 //! //! match: object-id 1.3.6.1.4.1.2435 and descr NC-8
+//! //! serial: E.2435.2.3.9.4.2.1.5.5.1.0
 //! ```
-//! Each `match` line is an alternative; the terms of a line, joined by ` and `, must all hold. Compiled once, shared.
+//! Each `match` line is an alternative; the terms of a line, joined by ` and `, must all hold. Lines that name a fact
+//! or a counter list its objects (`device/family.rs`), which are asked with the standard ones. Compiled once, shared.
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use ring::digest::{SHA256, digest};
 use super::sandbox;
 use crate::device::answers::Answers;
 use crate::device::brand;
+use crate::device::family::Family;
 
 /// Longest name, so that a listing stays readable.
 const LONGEST_NAME: usize = 40;
@@ -51,7 +54,7 @@ pub struct Subject {
     object_id: Option<Oid>,
     descr: String,
     device_descr: String,
-    families: Vec<String>,
+    families: Vec<&'static str>,
 }
 
 impl Subject {
@@ -61,13 +64,13 @@ impl Subject {
             object_id: brand::sys_object_id(answers),
             descr: text(brand::sys_descr(answers)).to_lowercase(),
             device_descr: text(brand::device_descr(answers)).to_lowercase(),
-            families: brand::families(answers).iter().map(|family| family.id.clone()).collect(),
+            families: brand::family_ids(answers),
         }
     }
 
     /// The device family, for counting what fails where.
     pub(crate) fn family(&self) -> &str {
-        self.families.first().map_or("other", String::as_str)
+        self.families.first().copied().unwrap_or("other")
     }
 }
 
@@ -88,7 +91,9 @@ impl Term {
         }
         match key {
             "object-id" => {
-                let oid = value.parse().map_err(|_| format!("`{value}` is no object identifier"))?;
+                let full = value.strip_prefix("E.").map(|rest| format!("1.3.6.1.4.1.{rest}"));
+                let text = full.as_deref().unwrap_or(value);
+                let oid = text.parse().map_err(|_| format!("`{value}` is no object identifier"))?;
                 Ok(Term::ObjectId(oid))
             }
             "descr" => Ok(Term::Descr(value.to_lowercase())),
@@ -103,7 +108,7 @@ impl Term {
             Term::ObjectId(prefix) => subject.object_id.as_ref().is_some_and(|oid| oid.starts_with(prefix)),
             Term::Descr(part) => subject.descr.contains(part.as_str()),
             Term::DeviceDescr(part) => subject.device_descr.contains(part.as_str()),
-            Term::Family(id) => subject.families.contains(id),
+            Term::Family(id) => subject.families.contains(&id.as_str()),
         }
     }
 }
@@ -122,6 +127,10 @@ pub struct Profile {
     /// SHA-256 of the source.
     pub sha256: [u8; 32],
     rules: Vec<Vec<Term>>,
+    /// The objects that its header names.
+    pub(crate) family: Arc<Family>,
+    /// False when the header says all there is to say.
+    pub(super) acts: bool,
     pub(super) program: Arc<AST>,
 }
 
@@ -135,6 +144,7 @@ impl Profile {
             return Err(BadProfile::TooLong(source.len()));
         }
         let (mut name, mut version, mut priority, mut rules) = (None, None, 0, Vec::new());
+        let mut family = Family::default();
         let header = source.lines().map_while(|line| line.strip_prefix("//!")).enumerate();
         for (at, text) in header {
             let wrong = |reason: String| BadProfile::Header { line: at + 1, reason };
@@ -154,8 +164,9 @@ impl Profile {
                 "match" => rules
                     .push(value.split(" and ").map(Term::parse).collect::<Result<_, _>>().map_err(wrong)?),
                 "about" => {}
+                _ if family.take(key, value).map_err(wrong)? => {}
                 _ => {
-                    let known = "expected name, version, priority, match or about";
+                    let known = "expected name, version, priority, match, about, a fact or a counter";
                     return Err(wrong(format!("`{key}` is unknown: {known}")));
                 }
             }
@@ -173,6 +184,8 @@ impl Profile {
             source: source.into(),
             sha256,
             rules,
+            family: Arc::new(family),
+            acts: source.lines().any(is_code),
             program: Arc::new(program),
         })
     }
@@ -181,6 +194,20 @@ impl Profile {
     pub fn matches(&self, subject: &Subject) -> bool {
         self.rules.iter().any(|terms| terms.iter().all(|term| term.holds(subject)))
     }
+
+    /// Where in the line of a device's families this profile stands: the device's own number first.
+    pub(super) fn place(&self, subject: &Subject) -> usize {
+        let named = |id: &&'static str| {
+            let term = Term::Family((*id).to_owned());
+            self.rules.iter().any(|terms| terms.contains(&term))
+        };
+        subject.families.iter().position(named).unwrap_or(usize::MAX)
+    }
+}
+
+fn is_code(line: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty() && !line.starts_with("//")
 }
 
 fn name_of(text: &str) -> Result<String, String> {

@@ -12,7 +12,7 @@ use quire_proto::reading::{Reading, Via};
 use tokio_util::sync::CancellationToken;
 
 use super::sandbox::{self, Cost, Failed, Limits};
-use super::{Device, Page, Profile, WebMiss, WebPath};
+use super::{Device, Known, Page, Profile, Profiles, Rendered, WebMiss, WebPath};
 use crate::device::{Miss, Read};
 use crate::snmp::{Request, Response, Value, VarBind};
 
@@ -89,6 +89,13 @@ impl Device for Recording {
         Ok(Page { url: format!("http://device{}", path.as_str()), status, body, via: Via::Http })
     }
 
+    /// On paper no script of the page runs: the page is as it was recorded.
+    fn render(&mut self, path: &WebPath, most: usize) -> Result<Rendered, WebMiss> {
+        let page = self.fetch(path, most)?;
+        let text = super::pages::text_of(&page.body);
+        Ok(Rendered { page, text })
+    }
+
     fn via(&self) -> Via {
         Via::SnmpV2c
     }
@@ -143,20 +150,21 @@ pub fn rehearse(
     limits: Limits,
     stop: &CancellationToken,
 ) -> Rehearsal {
-    let mut read = Read::new(Via::SnmpV2c, None);
+    let mut read = Read::with(Via::SnmpV2c, None, Profiles::of(profiles.to_vec()));
     let mut read_requests = 0;
     while let Some(request) = read.poll_request() {
         read_requests += 1;
         read.handle(Ok(recording.answer(&request)));
     }
     let finished = read.finish();
+    let known = Known::of(&finished);
     let Some(mut reading) = finished.reading else {
         return Rehearsal { reading: None, runs: Vec::new(), read_requests };
     };
     let mut runs = Vec::new();
     for profile in profiles.iter().filter(|profile| profile.matches(&finished.subject)) {
         let device = Box::new(recording.clone());
-        let run = sandbox::run(profile, &reading, &finished.fresh, device, limits, stop);
+        let run = sandbox::run(profile, &reading, known.clone(), device, limits, stop);
         let ended = run.result.map(|better| reading = better);
         runs.push((profile.name.clone(), ended, run.cost, run.log));
     }

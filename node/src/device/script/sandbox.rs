@@ -5,8 +5,9 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use quire_proto::oid::Oid;
 use quire_proto::reading::Reading;
 use rhai::packages::{
     ArithmeticPackage, BasicArrayPackage, BasicBlobPackage, BasicFnPackage, BasicIteratorPackage,
@@ -14,14 +15,13 @@ use rhai::packages::{
     Package as _,
 };
 use rhai::{
-    AST, Array, Blob, Dynamic, Engine, EvalAltResult, FnPtr, ImmutableString, Map, OptimizationLevel,
+    AST, Array, Blob, Dynamic, Engine, EvalAltResult, FnPtr, ImmutableString, Map, Module, OptimizationLevel,
     Position, Scope,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::host::{self, Host};
-use super::{Device, Profile};
-use crate::device::answers::Answers;
+use super::{Device, Known, Profile};
 
 /// Text in one value, octets: the longest page of a known printer has some 100 KB.
 const STRING: usize = 256 * 1024;
@@ -120,6 +120,8 @@ pub(crate) struct Run {
     /// The reading with what the script added.
     pub(crate) result: Result<Reading, Failed>,
     pub(crate) cost: Cost,
+    /// The instances that it asked for, and whether they were there.
+    pub(crate) asked: Vec<(Oid, bool)>,
     /// What it logged.
     pub(crate) log: Vec<String>,
 }
@@ -136,12 +138,12 @@ pub(super) fn compile(source: &str) -> Result<AST, String> {
 pub(crate) fn run(
     profile: &Profile,
     reading: &Reading,
-    answers: &Answers,
+    known: Known,
     device: Box<dyn Device>,
     limits: Limits,
     stop: &CancellationToken,
 ) -> Run {
-    let host = Arc::new(Mutex::new(Host::new(reading, answers, device, limits, stop.clone())));
+    let host = Arc::new(Mutex::new(Host::new(reading, known, device, limits, stop.clone())));
     let operations = Arc::new(AtomicU64::new(0));
     let mut engine = bare();
     engine.set_max_operations(limits.operations);
@@ -166,7 +168,7 @@ pub(crate) fn run(
         Err(error) => Err(failed(&error, host.exhausted(), stop)),
     };
     let cost = Cost { operations: operations.load(Ordering::Relaxed), ..host.cost() };
-    Run { result, cost, log: host.take_log() }
+    Run { result, cost, asked: host.asked(), log: host.take_log() }
 }
 
 fn failed(error: &EvalAltResult, exhausted: Option<Budget>, stop: &CancellationToken) -> Failed {
@@ -184,10 +186,9 @@ fn failed(error: &EvalAltResult, exhausted: Option<Budget>, stop: &CancellationT
     }
 }
 
-/// The language without the host: no time, no modules, no `eval`, no printing.
-fn bare() -> Engine {
-    let mut engine = Engine::new_raw();
-    let packages = [
+/// Built once: a package is some hundred functions, which take longer to register than most profiles to run.
+static PACKAGES: LazyLock<[Arc<Module>; 11]> = LazyLock::new(|| {
+    [
         LogicPackage::new().as_shared_module(),
         ArithmeticPackage::new().as_shared_module(),
         BasicMathPackage::new().as_shared_module(),
@@ -199,9 +200,14 @@ fn bare() -> Engine {
         BasicArrayPackage::new().as_shared_module(),
         BasicBlobPackage::new().as_shared_module(),
         BasicMapPackage::new().as_shared_module(),
-    ];
-    for package in packages {
-        engine.register_global_module(package);
+    ]
+});
+
+/// The language without the host: no time, no modules, no `eval`, no printing.
+fn bare() -> Engine {
+    let mut engine = Engine::new_raw();
+    for package in PACKAGES.iter() {
+        engine.register_global_module(package.clone());
     }
     // The core package stays out: its `sleep` is there even without `no_time`, and nothing here could wake it. `this`
     // is no variable, so that what a method puts into it could not be weighed.

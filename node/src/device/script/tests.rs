@@ -85,6 +85,20 @@ fn a_page_gives_a_meter_with_its_url() {
 }
 
 #[test]
+fn a_shown_page_is_counted_and_checked_as_any_other() {
+    // On paper no script of the page runs.
+    let body = "let page = page(`/counter.html`); if page.status != 200 || page.text != `1 234` { throw page.text; } \
+        html(page.html).select(`#total`)[0].text; meter(`total`, 1234, `/counter.html`);";
+    let done = rehearsed(&[profile("shown", 0, body)]);
+    assert_eq!((done.runs[0].1.clone(), done.runs[0].2.requests), (Ok(()), 1));
+    assert_eq!(done.reading.unwrap().sources["counters.total"], "http://device/counter.html");
+    for path in ["http://10.0.0.9/", "//10.0.0.9/", "/../x", "file:///etc/passwd", "javascript:1", "/x y"] {
+        let done = rehearsed(&[profile("away", 0, &format!("page(`{path}`);"))]);
+        assert!(matches!(&done.runs[0].1, Err(Failed::Script(text)) if text.contains("no path")), "{path}");
+    }
+}
+
+#[test]
 fn walks_give_rows_and_several_columns_at_once() {
     let body = "walk([`1.3.6.1.2.1.25.3.2.1.2`, `1.3.6.1.2.1.25.3.2.1.3`]); \
         for row in walk(`1.3.6.1.2.1.25.3.2.1.3`) { fact(`model`, row.value + `/` + row.index, row.oid); }";
@@ -111,9 +125,16 @@ fn headers_say_what_is_wrong_with_them() {
     assert!(matches!(parse("let x = 1;"), BadProfile::Missing("match")));
     assert!(matches!(parse("//! name: a\n//! match: family x\n"), BadProfile::Missing("version")));
     assert!(matches!(parse("//! version: 1\n//! match: family x\n"), BadProfile::Missing("name")));
-    for bad in
-        ["name: A b", "match: colour red", "match: family", "match: object-id x", "priority: high", "nmae: x"]
-    {
+    for bad in [
+        "total: 1.x",
+        "rows total: x",
+        "name: A b",
+        "match: colour red",
+        "match: family",
+        "match: object-id x",
+        "priority: high",
+        "nmae: x",
+    ] {
         assert!(matches!(parse(&format!("//! {bad}\n")), BadProfile::Header { line: 1, .. }), "{bad}");
     }
     let syntax = "//! name: a\n//! version: 1\n//! match: family x\nlet = ;";
@@ -134,4 +155,125 @@ fn what_is_put_goes_over_what_ships() {
     assert_eq!(scripts.failures(&mine), 3);
     scripts.put_over(Vec::new());
     assert!(scripts.active().iter().all(|profile| profile.version != "99"));
+}
+
+/// What a responder that serves a profile's objects answers: each is `5`.
+fn served(profile: &Profile, more: &str) -> Recording {
+    let root = profile.family.printers.first().unwrap().0.to_string();
+    let objects: String =
+        profile.family.instances().iter().map(|oid| format!("{oid}|4|5\n")).collect::<Vec<_>>().concat();
+    Recording::parse(&format!("1.3.6.1.2.1.1.2.0|6|{root}.1\n{objects}{more}"))
+}
+
+const MINE: &str = "1.3.6.1.4.1.99999.1.0|4|MINE0123\n1.3.6.1.4.1.99999.2.0|65|77\n";
+
+/// An operator's word stands over every vendor's facts: under the vendor's own name, from a higher priority, and by a
+/// script.
+#[test]
+fn what_an_operator_puts_overrides_every_vendors_facts() {
+    let counters = crate::device::family::COUNTERS;
+    let facts = ["model", "serial", "firmware", "asset", "display"];
+    let lines: String = facts.map(|fact| format!("//! {fact}: E.99999.1.0\n")).concat()
+        + counters.map(|counter| format!("//! {counter}: E.99999.2.0\n")).concat().as_str();
+    let words: String = facts.map(|fact| format!("fact(`{fact}`, get(T), T);")).concat()
+        + counters.map(|counter| format!("meter(`{counter}`, get(N), N);")).concat().as_str()
+        + "fact(`vendor`, `Mine`, T);";
+    for shipped in Scripts::shipped() {
+        let root = &shipped.family.printers.first().unwrap().0;
+        let put = |name: &str, priority: i64, rest: &str| {
+            let head = format!("//! name: {name}\n//! version: 9\n//! priority: {priority}\n");
+            Arc::new(Profile::parse(&format!("{head}//! match: object-id {root}\n{rest}")).unwrap())
+        };
+        let consts = "const T = `1.3.6.1.4.1.99999.1.0`; const N = `1.3.6.1.4.1.99999.2.0`;";
+        let same_name = put(&shipped.name, 0, &format!("//! printers: {root}\n{lines}"));
+        let higher = put("mine", 10, &lines);
+        let script = put("mine", 10, &format!("{consts}{words}"));
+        for (mine, how) in [(same_name, "name"), (higher, "priority"), (script, "script")] {
+            let others = Scripts::shipped().iter().filter(|other| other.name != mine.name);
+            let profiles: Vec<_> = others.cloned().chain([Arc::clone(&mine)]).collect();
+            let stop = CancellationToken::new();
+            let done = rehearse(&served(shipped, MINE), &profiles, Limits::default(), &stop);
+            let told = format!("{} by {how}: {:?}", shipped.name, done.runs);
+            assert!(done.runs.iter().all(|(_, ended, ..)| ended.is_ok()), "{told}");
+            let reading = done.reading.unwrap_or_else(|| panic!("{told}"));
+            let texts = [
+                &reading.facts.model,
+                &reading.facts.serial,
+                &reading.facts.firmware,
+                &reading.facts.asset,
+                &reading.display,
+            ];
+            assert!(texts.iter().all(|text| text.as_deref() == Some("MINE0123")), "{told}: {texts:?}");
+            let mut numbers = reading.counters.clone();
+            for counter in counters {
+                let value = crate::device::family::slot(&mut numbers, counter).copied().flatten();
+                assert_eq!(value, Some(77), "{told}: {counter}");
+            }
+            assert_eq!(how == "script", reading.facts.vendor.as_deref() == Some("Mine"));
+        }
+    }
+}
+
+/// A maker that the program has never heard of, without a Printer MIB: its profile is all that is needed.
+#[test]
+fn a_new_family_needs_a_profile_and_nothing_else() {
+    let source = "\
+//! name: acme
+//! version: 1
+//! match: object-id E.99998
+//! printers: E.99998.1
+//! model: E.99998.2.1.0
+//! total: E.99998.2.2.0
+//! total-unit: labels
+fact(`vendor`, `Acme`, `1.3.6.1.2.1.1.2.0`);
+condition(`no-paper`, `1.3.6.1.4.1.99998.2.1.0`);
+";
+    let text = "1.3.6.1.2.1.1.1.0|4|Thing\n1.3.6.1.2.1.1.2.0|6|1.3.6.1.4.1.99998.1.7\n\
+        1.3.6.1.4.1.99998.2.1.0|4|Labeller 3\n1.3.6.1.4.1.99998.2.2.0|65|4711\n";
+    let acme = Arc::new(Profile::parse(source).unwrap());
+    let read = |profiles: &[Arc<Profile>]| {
+        rehearse(&Recording::parse(text), profiles, Limits::default(), &CancellationToken::new())
+    };
+    assert_eq!(read(Scripts::shipped()).reading, None);
+    let done = read(&[acme]);
+    let reading = done.reading.unwrap();
+    let facts = (reading.facts.vendor.as_deref(), reading.facts.model.as_deref());
+    assert_eq!(facts, (Some("Acme"), Some("Labeller 3")));
+    let counters = (reading.counters.total, reading.counters.unit.as_deref());
+    assert_eq!(counters, (Some(4711), Some("labels")));
+    assert_eq!(reading.conditions.iter().map(|c| c.word()).collect::<Vec<_>>(), ["no-paper"]);
+    assert_eq!((done.read_requests, done.runs[0].2.requests), (2, 0), "asked with the rest");
+}
+
+#[test]
+fn what_is_wrong_for_a_family_can_be_forgotten() {
+    let body = "forget(`counters.total`); forget(`serial`); for s in reading.supplies { forget(`supplies.${s.index}`); }";
+    let reading = rehearsed(&[profile("forget", 0, body)]).reading.unwrap();
+    assert_eq!((reading.counters.total, reading.facts.serial), (None, None));
+    assert!(!reading.sources.contains_key("serial") && !reading.sources.contains_key("counters.total"));
+    let bad = rehearsed(&[profile("bad", 0, "forget(`pages`);")]);
+    assert!(matches!(bad.runs[0].1, Err(Failed::Script(_))));
+}
+
+#[test]
+fn every_file_of_the_folder_ships() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().trim_end_matches(".rhai").to_owned())
+        .collect();
+    files.sort();
+    let mut names: Vec<&str> = Scripts::shipped().iter().map(|profile| profile.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(files, names);
+}
+
+/// What a script asked in the first read comes with the second one's packets.
+#[test]
+fn a_second_read_asks_nothing_extra_for_a_script() {
+    let responder = crate::device::responder::Responder::of(PRINTER);
+    let (first, _) = responder.read(Via::SnmpV2c, None);
+    let (second, cost) = responder.read(Via::SnmpV2c, Some(first.plan));
+    assert_eq!(first.reading, second.reading);
+    assert_eq!(cost.packets, 1, "{:?}", second.plan);
 }

@@ -1,0 +1,512 @@
+//! What one read teaches for the next ones: which instances to ask, how to ask for them in the fewest octets, and what
+//! each answer changes in the reading. So a repeated read decodes only what may have changed.
+//!
+//! Every read asks for the counters, the levels, the state and one mark of identity. Every [`THOROUGH`]th, and one that
+//! finds a level risen or another state, asks for the rest as well: names, texts, capacities. Whatever cannot be told by
+//! patching the last reading (another serial number, another cartridge, an instance gone) is no plan's business: the
+//! device is read anew.
+//!
+//! What devices of one kind have in common, which is most of it, is kept once for all of them ([`Shape`]).
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use quire_proto::oid::Oid;
+use quire_proto::reading::{Counters, Reading, Supply};
+
+use super::answers::{Answers, number, octets, total};
+use super::learn::Draft;
+use super::script::{Profiles, Subject};
+use super::{mib, standard, supply, text};
+use crate::snmp::{Request, Value, VarBind};
+
+/// Reads that a plan serves before everything is asked anew, so that a new finisher is seen within a day of hourly
+/// reads.
+const USES: u8 = 24;
+/// Of these, so many ask for the changing values alone before one asks for all.
+const THOROUGH: u8 = 6;
+/// A level that rises by more than this part of its capacity is another cartridge.
+const RISE: i64 = 20;
+/// Names of single instances in a GETBULK; beyond, exact GETs are cheaper to get right than to save octets on.
+const MOST_SINGLES: usize = 40;
+/// Instances that a plan takes over from profiles: two packets.
+const PROFILE_OIDS: usize = 64;
+/// Shapes that are kept before those without a device are looked for.
+const SHAPES: usize = 256;
+
+/// What was learnt of a device, so that the next read of it takes one packet. Cheap to clone; opaque.
+#[derive(Clone, Debug, Default)]
+pub struct ReadPlan {
+    learnt: Option<Arc<Learnt>>,
+    /// As the last read found them, in the order of the supplies.
+    levels: Box<[i64]>,
+    /// hrPrinterStatus and hrPrinterDetectedErrorState of the last read, digested.
+    state: u64,
+    /// The panel's text and where it came from.
+    display: Option<Arc<(String, String)>>,
+    uses: u8,
+    /// What profiles asked beside.
+    beside: Option<Arc<Beside>>,
+    /// What a probe has brought, for the first read.
+    seen: Answers,
+    /// The printer is behind the context of its JetDirect card.
+    pub(super) jetdirect: bool,
+    /// GETBULK brought nothing.
+    pub(super) no_bulk: bool,
+    /// GETBULK brought something else than was expected: exact GETs from now on.
+    pub(super) exact: bool,
+}
+
+/// What the scripts of profiles ask a device beside its reading.
+#[derive(Clone, Debug, Default)]
+struct Beside {
+    /// Asked with the rest from now on.
+    there: Vec<Oid>,
+    /// What the device does not have.
+    absent: BTreeSet<Oid>,
+}
+
+static NOTHING: Beside = Beside { there: Vec::new(), absent: BTreeSet::new() };
+
+/// What is the device's own.
+#[derive(Debug)]
+struct Learnt {
+    shape: Arc<Shape>,
+    /// Facts, and all else that does not change but by a new read in full; without supplies and sources.
+    template: Reading,
+    subject: Arc<Subject>,
+    /// Those that the reading was understood with.
+    profiles: Profiles,
+    charset: Option<i64>,
+    /// Digests of the marks that every read asks for, and of all.
+    often_marks: u64,
+    all_marks: u64,
+}
+
+/// What devices of one kind have in common.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    /// Asked every time, singles before the run; then what is asked now and then.
+    asks: Vec<Ask>,
+    often: usize,
+    /// Of those asked every time, the last so many are rows of one column, one after the other.
+    run: usize,
+    /// The counters with the positions whose sum they are.
+    sums: Vec<(Field, Vec<u16>)>,
+    /// The positions whose sums the outranked values are, in their order.
+    others: Vec<Vec<u16>>,
+    supplies: Vec<Supply>,
+    sources: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ask {
+    pub(super) oid: Oid,
+    pub(super) feed: Feed,
+}
+
+/// What an asked instance is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Feed {
+    /// A change means another device or another part.
+    Mark,
+    /// A part of a counter.
+    Number,
+    /// The level of the supply at this position.
+    Level(u16),
+    PrinterStatus,
+    DeviceStatus,
+    Errors,
+    /// A line of the panel, and its only one where a vendor has an object for it.
+    Display,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Field {
+    Total,
+    Mono,
+    Color,
+    Prints,
+    Copies,
+    Faxes,
+    Scans,
+    Duplex,
+    Large,
+}
+
+impl Field {
+    pub(super) const ALL: [(Field, &str); 9] = [
+        (Field::Total, "counters.total"),
+        (Field::Mono, "counters.mono"),
+        (Field::Color, "counters.color"),
+        (Field::Prints, "counters.prints"),
+        (Field::Copies, "counters.copies"),
+        (Field::Faxes, "counters.faxes"),
+        (Field::Scans, "counters.scans"),
+        (Field::Duplex, "counters.duplex"),
+        (Field::Large, "counters.large"),
+    ];
+
+    pub(super) fn of(self, counters: &mut Counters) -> &mut Option<u64> {
+        match self {
+            Field::Total => &mut counters.total,
+            Field::Mono => &mut counters.mono,
+            Field::Color => &mut counters.color,
+            Field::Prints => &mut counters.prints,
+            Field::Copies => &mut counters.copies,
+            Field::Faxes => &mut counters.faxes,
+            Field::Scans => &mut counters.scans,
+            Field::Duplex => &mut counters.duplex,
+            Field::Large => &mut counters.large,
+        }
+    }
+}
+
+/// What came of patching.
+pub(super) enum Patched {
+    /// The reading.
+    Reading(Box<Reading>),
+    /// What is asked now and then must be asked now.
+    Thorough,
+    /// The device is not what the plan was made for.
+    Anew,
+}
+
+impl ReadPlan {
+    /// For the first read of a device that has just answered a probe: what it said need not be asked again.
+    pub fn glimpsed(varbinds: &[VarBind]) -> ReadPlan {
+        let mut seen = Answers::default();
+        varbinds.iter().for_each(|varbind| seen.insert(varbind));
+        ReadPlan { seen, ..ReadPlan::default() }
+    }
+
+    pub(super) fn take_seen(&mut self) -> Answers {
+        std::mem::take(&mut self.seen)
+    }
+
+    /// True when there is nothing to go by, or it has served long enough.
+    pub(super) fn is_spent(&self) -> bool {
+        self.learnt.is_none() || self.uses >= USES
+    }
+
+    /// True when nothing was ever learnt of the device.
+    pub(super) fn is_empty(&self) -> bool {
+        self.learnt.is_none()
+    }
+
+    /// What was learnt with other profiles than these counts no more; how to ask the device does.
+    pub(super) fn understand_with(&mut self, profiles: &Profiles) {
+        if self.learnt.as_ref().is_some_and(|learnt| learnt.profiles != *profiles) {
+            (self.learnt, self.beside, self.exact) = (None, None, false);
+        }
+    }
+
+    fn beside(&self) -> &Beside {
+        self.beside.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// Takes what profiles asked beside, and whether it was there: what was is asked with the rest from now on, what
+    /// was not is not asked again before the plan wears out.
+    pub(crate) fn also_ask(&mut self, asked: impl IntoIterator<Item = (Oid, bool)>) {
+        for (oid, there) in asked {
+            let beside = self.beside();
+            let (known, room) = match there {
+                true => (self.often().any(|known| *known == oid), beside.there.len() < PROFILE_OIDS),
+                false => (beside.absent.contains(&oid), beside.absent.len() < PROFILE_OIDS),
+            };
+            if known || !room {
+                continue;
+            }
+            let beside = Arc::make_mut(self.beside.get_or_insert_default());
+            if there {
+                beside.there.push(oid);
+            } else {
+                beside.absent.insert(oid);
+            }
+        }
+    }
+
+    /// What need not be asked for a profile, because it is not there.
+    pub(crate) fn absent(&self) -> &BTreeSet<Oid> {
+        &self.beside().absent
+    }
+
+    /// The instances of every read, in the order of [`ReadPlan::bulk`]: what profiles ask stands before the run.
+    pub(super) fn often(&self) -> impl Iterator<Item = &Oid> {
+        let shape = self.learnt.as_ref().map(|learnt| &*learnt.shape);
+        let (singles, run) = shape
+            .map_or((&[][..], &[][..]), |shape| shape.asks[..shape.often].split_at(shape.often - shape.run));
+        singles.iter().map(|ask| &ask.oid).chain(&self.beside().there).chain(run.iter().map(|ask| &ask.oid))
+    }
+
+    /// The instances that are asked now and then.
+    pub(super) fn rest(&self) -> Vec<Oid> {
+        let asks = self.learnt.iter().flat_map(|learnt| &learnt.shape.asks[learnt.shape.often..]);
+        asks.map(|ask| ask.oid.clone()).collect()
+    }
+
+    /// One GETBULK for the instances of every read: their predecessors once, and the column of the run. That takes one
+    /// name for all rows of it. `None` where exact GETs do better.
+    pub(super) fn bulk(&self) -> Option<Request> {
+        let shape = &self.learnt.as_ref()?.shape;
+        let singles = shape.often - shape.run + self.beside().there.len();
+        if self.exact || self.no_bulk || singles > MOST_SINGLES {
+            return None;
+        }
+        let names = self.often().take(singles + 1);
+        Some(Request::GetBulk {
+            non_repeaters: u8::try_from(singles).ok()?,
+            max_repetitions: u8::try_from(shape.run).ok()?,
+            oids: names.map(mib::predecessor).collect(),
+        })
+    }
+
+    pub(super) fn subject(&self) -> Arc<Subject> {
+        self.learnt.as_ref().map(|learnt| learnt.subject.clone()).unwrap_or_default()
+    }
+
+    /// What the values of this read make of the last reading; `thorough`: all were asked for.
+    pub(super) fn patch(&mut self, values: &Answers, thorough: bool) -> Patched {
+        let Some(learnt) = self.learnt.clone() else { return Patched::Anew };
+        let shape = &*learnt.shape;
+        let asked = if thorough { shape.asks.len() } else { shape.often };
+        let found: Option<Vec<&Value>> = shape.asks[..asked].iter().map(|ask| values.get(&ask.oid)).collect();
+        let Some(found) = found else { return Patched::Anew };
+        let marks = if thorough { learnt.all_marks } else { learnt.often_marks };
+        if digest_marks(&shape.asks, &found) != marks {
+            return Patched::Anew;
+        }
+        let next = News::of(&shape.asks, &found);
+        let old_and_new = self.levels.iter().zip(&next.levels);
+        let replaced =
+            old_and_new.zip(shape.refilled()).any(|((old, new), max)| is_replaced(*old, *new, max));
+        if !thorough && (replaced || next.state != self.state || (self.uses + 1).is_multiple_of(THOROUGH)) {
+            return Patched::Thorough;
+        }
+        let status = standard::status(next.printer, next.device);
+        if thorough && status != standard::status(next.printer, None) && !shape.asks_often(Feed::DeviceStatus)
+        {
+            // From now on hrDeviceStatus is asked for every time.
+            return Patched::Anew;
+        }
+        if thorough {
+            self.display = learnt.display(&next).map(Arc::new);
+        }
+        let Some(reading) = learnt.reading(&found, &next, self.display.as_deref()) else {
+            return Patched::Anew;
+        };
+        self.levels = next.levels.into();
+        self.state = next.state;
+        self.uses = self.uses.saturating_add(1);
+        Patched::Reading(Box::new(reading))
+    }
+
+    /// Learns from a reading that is complete.
+    pub(super) fn learn(answers: &Answers, reading: &Reading, subject: Arc<Subject>) -> ReadPlan {
+        let mut draft = Draft::new(answers, reading);
+        draft.counters();
+        draft.others();
+        draft.levels();
+        draft.state();
+        draft.display();
+        draft.marks();
+        let (asks, often, run, positions) = draft.order();
+        if often == 0 {
+            return ReadPlan::default();
+        }
+        let found: Vec<&Value> = asks.iter().filter_map(|ask| answers.get(&ask.oid)).collect();
+        let (sums, others) = (draft.sums(&positions), draft.outranked(&positions));
+        let News { levels, state, .. } = News::of(&asks, &found);
+        let mut template = reading.clone();
+        let (often_marks, all_marks) = (digest_marks(&asks, &found[..often]), digest_marks(&asks, &found));
+        let shape = Shape {
+            asks,
+            often,
+            run,
+            sums,
+            others,
+            supplies: std::mem::take(&mut template.supplies),
+            sources: std::mem::take(&mut template.sources),
+        };
+        let display = template.display.take().zip(reading.sources.get("display").cloned()).map(Arc::new);
+        let charset = standard::charset(answers);
+        let profiles = answers.profiles().clone();
+        let learnt =
+            Learnt { shape: shared(shape), template, subject, profiles, charset, often_marks, all_marks };
+        ReadPlan {
+            learnt: Some(Arc::new(learnt)),
+            levels: levels.into(),
+            state,
+            display,
+            ..ReadPlan::default()
+        }
+    }
+}
+
+impl Learnt {
+    fn reading(
+        &self,
+        found: &[&Value],
+        next: &News<'_>,
+        display: Option<&(String, String)>,
+    ) -> Option<Reading> {
+        let shape = &*self.shape;
+        let mut reading = self.template.clone();
+        reading.sources.clone_from(&shape.sources);
+        let sum = |parts: &[u16]| {
+            parts.iter().try_fold(0u64, |sum, at| sum.checked_add(total(found[usize::from(*at)])?))
+        };
+        for (field, parts) in &shape.sums {
+            let value = sum(parts)?;
+            // A total of nothing is what some devices say that never count; and a counter may not be negative.
+            if value == 0 && *field == Field::Total {
+                return None;
+            }
+            *field.of(&mut reading.counters) = Some(value);
+        }
+        for (other, parts) in reading.others.iter_mut().zip(&shape.others).filter(|(_, p)| !p.is_empty()) {
+            other.value = sum(parts)?;
+        }
+        // What says the same now is no other value.
+        let counters = &mut reading.counters;
+        reading.others.retain(|other| {
+            let field = Field::ALL.iter().find(|(_, name)| *name == other.field);
+            field.is_none_or(|(field, _)| *field.of(counters) != Some(other.value))
+        });
+        reading.supplies.clone_from(&shape.supplies);
+        let levels = shape.asks.iter().filter(|ask| matches!(ask.feed, Feed::Level(_)));
+        for (ask, raw) in levels.zip(&next.levels) {
+            let Feed::Level(at) = ask.feed else { continue };
+            let supply = reading.supplies.get_mut(usize::from(at))?;
+            if let Some(source) = supply::refill(supply, *raw, &ask.oid) {
+                reading.sources.insert(format!("supplies.{}.level", supply.index), source);
+            }
+        }
+        reading.status = standard::status(next.printer, next.device);
+        if let Some((oid, bits)) = next.errors {
+            reading.conditions = standard::conditions(bits);
+            let source = (!reading.conditions.is_empty()).then(|| oid.to_string());
+            set_source(&mut reading, "conditions", source);
+        }
+        reading.display = display.map(|(text, _)| text.clone());
+        set_source(&mut reading, "display", display.map(|(_, source)| source.clone()));
+        Some(reading)
+    }
+
+    /// The panel's lines and where they came from.
+    fn display(&self, next: &News<'_>) -> Option<(String, String)> {
+        let lines =
+            next.display.iter().filter_map(|(oid, text)| Some((text::clean(text, self.charset)?, oid)));
+        let (texts, oids): (Vec<String>, Vec<String>) =
+            lines.map(|(text, oid)| (text, oid.to_string())).unzip();
+        (!texts.is_empty()).then(|| (texts.join(" "), oids.join("+")))
+    }
+}
+
+impl Shape {
+    /// The capacities of the supplies whose levels are asked for, in the order of the asks.
+    fn refilled(&self) -> impl Iterator<Item = Option<u64>> {
+        self.asks.iter().filter_map(|ask| match ask.feed {
+            Feed::Level(at) => Some(self.supplies.get(usize::from(at)).and_then(|supply| supply.max)),
+            Feed::Mark | Feed::Number | Feed::PrinterStatus | Feed::DeviceStatus => None,
+            Feed::Errors | Feed::Display => None,
+        })
+    }
+
+    fn asks_often(&self, feed: Feed) -> bool {
+        self.asks[..self.often].iter().any(|ask| ask.feed == feed)
+    }
+}
+
+fn set_source(reading: &mut Reading, field: &str, source: Option<String>) {
+    match source {
+        Some(source) => drop(reading.sources.insert(field.to_owned(), source)),
+        None => drop(reading.sources.remove(field)),
+    }
+}
+
+/// What one read brought, by what it is good for.
+#[derive(Default)]
+struct News<'a> {
+    levels: Vec<i64>,
+    printer: Option<i64>,
+    device: Option<i64>,
+    errors: Option<(&'a Oid, &'a [u8])>,
+    display: Vec<(&'a Oid, &'a [u8])>,
+    state: u64,
+}
+
+impl<'a> News<'a> {
+    fn of(asks: &'a [Ask], found: &[&'a Value]) -> News<'a> {
+        let mut news = News::default();
+        asks.iter().zip(found).for_each(|(ask, value)| news.take(ask, value));
+        news
+    }
+
+    fn take(&mut self, ask: &'a Ask, value: &'a Value) {
+        match ask.feed {
+            Feed::Mark | Feed::Number => {}
+            Feed::Level(_) => self.levels.push(number(value).unwrap_or(UNREADABLE)),
+            Feed::PrinterStatus => self.printer = number(value),
+            Feed::DeviceStatus => self.device = number(value),
+            Feed::Errors => self.errors = octets(value).map(|bits| (&ask.oid, bits)),
+            Feed::Display => self.display.extend(octets(value).map(|text| (&ask.oid, text))),
+        }
+        if matches!(ask.feed, Feed::PrinterStatus | Feed::Errors) {
+            let mut hasher = DefaultHasher::new();
+            (self.state, Digest(value)).hash(&mut hasher);
+            self.state = hasher.finish();
+        }
+    }
+}
+
+/// A level that is no number: RFC 3805 has no such value, and it is as good as unknown.
+const UNREADABLE: i64 = -2;
+
+fn is_replaced(old: i64, new: i64, max: Option<u64>) -> bool {
+    let size = max.and_then(|max| i64::try_from(max).ok()).unwrap_or(100);
+    (old < 0) != (new < 0) || new - old > size / RISE
+}
+
+/// A value for hashing.
+struct Digest<'a>(&'a Value);
+
+impl Hash for Digest<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.0 {
+            Value::Integer(n) => n.hash(state),
+            Value::OctetString(octets) | Value::Opaque(octets) => octets.hash(state),
+            Value::ObjectId(oid) => oid.hash(state),
+            Value::IpAddress(address) => address.hash(state),
+            Value::Counter32(n) | Value::Gauge32(n) | Value::TimeTicks(n) => n.hash(state),
+            Value::Counter64(n) => n.hash(state),
+            Value::Null | Value::NoSuchObject | Value::NoSuchInstance | Value::EndOfMibView => {}
+        }
+    }
+}
+
+fn digest_marks(asks: &[Ask], found: &[&Value]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let marks = asks.iter().zip(found).filter(|(ask, _)| ask.feed == Feed::Mark);
+    marks.for_each(|(_, value)| Digest(value).hash(&mut hasher));
+    hasher.finish()
+}
+
+/// The same shape as one that is in use, or this one.
+fn shared(shape: Shape) -> Arc<Shape> {
+    static SHARED: LazyLock<Mutex<HashMap<u64, Weak<Shape>>>> = LazyLock::new(Mutex::default);
+    let mut hasher = DefaultHasher::new();
+    (&shape.asks, &shape.sums, &shape.sources).hash(&mut hasher);
+    let mut shapes = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = shapes.get(&hasher.finish()).and_then(Weak::upgrade).filter(|same| **same == shape) {
+        return same;
+    }
+    if shapes.len() >= SHAPES && shapes.len().is_power_of_two() {
+        shapes.retain(|_, shape| shape.strong_count() > 0);
+    }
+    let shape = Arc::new(shape);
+    shapes.insert(hasher.finish(), Arc::downgrade(&shape));
+    shape
+}
