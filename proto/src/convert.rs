@@ -195,7 +195,7 @@ mod tests {
                 status: status.and_then(|n| value(Status::ALL, n)),
                 conditions: unbits(Condition::ALL, conditions),
                 display: None,
-                sources: [("serial".to_owned(), "1.3".to_owned())].into(),
+                sources: [("serial".to_owned(), "1.3".to_owned())].into_iter().collect(),
                 via: vec![Via::SnmpV2c, Via::Http],
                 others: vec![Other {
                     field: "counters.total".into(),

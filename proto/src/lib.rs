@@ -11,6 +11,7 @@ pub mod convert;
 pub mod id;
 pub mod oid;
 pub mod reading;
+pub mod sources;
 
 /// The stored form of a reading (`schema/reading.proto`).
 #[allow(missing_docs, clippy::all)]

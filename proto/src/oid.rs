@@ -1,13 +1,25 @@
 //! Object identifiers (RFC 2578 section 7.1.3), small enough to live by the hundred thousand.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An object identifier: up to 128 arcs of 32 bits each (RFC 2578 section 3.5).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Oid(Box<[u32]>);
+#[derive(Clone)]
+pub struct Oid(Arcs);
+
+/// Every object of the standard printer and host MIBs fits beside its length and tag in 64 octets, which is what a
+/// vector of one would take on the heap; an answer of 25 objects then costs no allocation for its names.
+const INLINE: usize = 15;
+
+#[derive(Clone)]
+enum Arcs {
+    Inline(u8, [u32; INLINE]),
+    Long(Box<[u32]>),
+}
 
 /// The longest OID that SMI allows.
 pub const MAX_ARCS: usize = 128;
@@ -15,33 +27,75 @@ pub const MAX_ARCS: usize = 128;
 impl Oid {
     /// The OID of these arcs; longer than [`MAX_ARCS`] is cut off by the decoder before it gets here.
     pub fn new(arcs: &[u32]) -> Self {
-        Oid(arcs.into())
+        let mut inline = [0; INLINE];
+        match inline.get_mut(..arcs.len()) {
+            Some(room) => {
+                room.copy_from_slice(arcs);
+                Oid(Arcs::Inline(arcs.len() as u8, inline))
+            }
+            None => Oid(Arcs::Long(arcs.into())),
+        }
     }
 
     /// The arcs, first to last.
     pub fn arcs(&self) -> &[u32] {
-        &self.0
+        match &self.0 {
+            Arcs::Inline(len, arcs) => &arcs[..usize::from(*len)],
+            Arcs::Long(arcs) => arcs,
+        }
     }
 
     /// True when `self` lies in the subtree of `root`, the root itself included.
     pub fn starts_with(&self, root: &Oid) -> bool {
-        self.0.starts_with(&root.0)
+        self.arcs().starts_with(root.arcs())
     }
 
     /// The arcs behind `root`, where `self` lies in its subtree.
     pub fn suffix(&self, root: &Oid) -> Option<&[u32]> {
-        self.0.strip_prefix(&*root.0)
+        self.arcs().strip_prefix(root.arcs())
     }
 
     /// `self` with further arcs behind it.
     pub fn child(&self, arcs: &[u32]) -> Oid {
-        Oid([&self.0, arcs].concat().into_boxed_slice())
+        Oid::new(&[self.arcs(), arcs].concat())
+    }
+}
+
+impl Default for Oid {
+    fn default() -> Self {
+        Oid::new(&[])
+    }
+}
+
+impl PartialEq for Oid {
+    fn eq(&self, other: &Self) -> bool {
+        self.arcs() == other.arcs()
+    }
+}
+
+impl Eq for Oid {}
+
+impl PartialOrd for Oid {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Oid {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.arcs().cmp(other.arcs())
+    }
+}
+
+impl Hash for Oid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.arcs().hash(state);
     }
 }
 
 impl fmt::Display for Oid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, arc) in self.0.iter().enumerate() {
+        for (i, arc) in self.arcs().iter().enumerate() {
             if i > 0 {
                 f.write_str(".")?;
             }
@@ -69,7 +123,7 @@ impl FromStr for Oid {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let arcs: Result<Vec<u32>, _> = text.trim_start_matches('.').split('.').map(str::parse).collect();
         match arcs {
-            Ok(arcs) if !arcs.is_empty() && arcs.len() <= MAX_ARCS => Ok(Oid(arcs.into())),
+            Ok(arcs) if !arcs.is_empty() && arcs.len() <= MAX_ARCS => Ok(Oid::new(&arcs)),
             _ => Err(BadOid(text.to_owned())),
         }
     }
@@ -102,5 +156,17 @@ mod tests {
         assert!("1..3".parse::<Oid>().is_err());
         assert!("".parse::<Oid>().is_err());
         assert!("1.4294967296".parse::<Oid>().is_err());
+    }
+
+    #[test]
+    fn long_and_short_are_alike() {
+        for len in [0, 1, INLINE - 1, INLINE, INLINE + 1, MAX_ARCS] {
+            let arcs: Vec<u32> = (0..len as u32).collect();
+            let oid = Oid::new(&arcs);
+            assert_eq!(oid.arcs(), arcs);
+            let next = oid.child(&[7]);
+            assert_eq!((next.suffix(&oid), next > oid, next == oid), (Some(&[7][..]), true, false));
+        }
+        assert_eq!(size_of::<Oid>(), 64);
     }
 }

@@ -2,12 +2,11 @@
 //!
 //! These serialise to the JSON of the contract: a value that is not known is left out.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
 use crate::address::Mac;
 use crate::oid::Oid;
+use crate::sources::Sources;
 
 /// What one read of one device found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +24,7 @@ pub struct Reading {
     /// The text on its panel.
     pub display: Option<String>,
     /// Where each value came from: field name to OIDs (joined by `+` for a sum), URL or attribute.
-    pub sources: BTreeMap<String, String>,
+    pub sources: Sources,
     /// The protocols that contributed, in the order of [`Via`].
     pub via: Vec<Via>,
     /// Values that disagree with one that stands above.

@@ -9,12 +9,13 @@
 //! What devices of one kind have in common, which is most of it, is kept once for all of them ([`Shape`]).
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use quire_proto::oid::Oid;
 use quire_proto::reading::{Counters, Reading, Supply};
+use quire_proto::sources::Sources;
 
 use super::answers::{Answers, number, octets, total};
 use super::learn::Draft;
@@ -98,7 +99,7 @@ struct Shape {
     /// The positions whose sums the outranked values are, in their order.
     others: Vec<Vec<u16>>,
     supplies: Vec<Supply>,
-    sources: BTreeMap<String, String>,
+    sources: Sources,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -421,6 +422,10 @@ impl Shape {
 }
 
 fn set_source(reading: &mut Reading, field: &str, source: Option<String>) {
+    if reading.sources.get(field) == source.as_ref() {
+        // Touched, they would be this reading's own, and copied for it.
+        return;
+    }
     match source {
         Some(source) => drop(reading.sources.insert(field.to_owned(), source)),
         None => drop(reading.sources.remove(field)),
