@@ -542,7 +542,7 @@ fn device_line(row: DeviceRow) -> DeviceLine {
         display: reading.display,
         counters: reading.counters,
         supplies: reading.supplies,
-        sources: reading.sources,
+        sources: reading.sources.into(),
         first_seen: time(row.first_seen_ms),
         last_seen: time(row.metered_at_ms),
         metered_at: time(row.metered_at_ms),

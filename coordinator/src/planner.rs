@@ -121,6 +121,8 @@ pub enum Change {
         cost: u64,
         /// From the new owner to the segment.
         hops: Option<u32>,
+        /// Another node has it, and is alive: it must let go first.
+        hand_over: bool,
     },
     /// Nobody asked for this unit any more.
     Drop {
@@ -280,12 +282,16 @@ impl<'v> Item<'v> {
             return None;
         }
         let way = view.reach.get(&self.spec.segment).and_then(|ways| ways.get(&node));
+        let before = self.row.map(|row| row.owner).filter(|owner| *owner != node);
+        let hand_over =
+            before.is_some_and(|owner| view.nodes.iter().any(|node| node.id == owner && node.alive));
         Some(Change::Grant {
             unit: self.unit.clone(),
             node,
             spec: self.spec.clone(),
             cost: self.cost,
             hops: way.and_then(|way| way.hops),
+            hand_over,
         })
     }
 }

@@ -12,7 +12,7 @@ use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{
     Ack, ApiTokenRow, Ask, AuditRow, Bootstrap, Claim, Command, CreateApiToken, CreateToken, DeviceRow,
     Enroll, ForgetReaches, Grant, Join, Member, Outcome, Plan, PutSettings, PutUpstreamIdentities, ReachRow,
-    RemoveMember, ReportReach, SetUpstreamMode, TokenRow, UnitRow, UpdateMember,
+    Releases, RemoveMember, ReportReach, SetUpstreamMode, TokenRow, UnitRow, UpdateMember,
 };
 
 use crate::news::Clerk;
@@ -68,6 +68,7 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::DecideIdentity(decide)) => review::decide(tables, index, at_ms, decide)?,
         Some(Kind::SetDevice(set)) => typed::set(tables, index, at_ms, set)?,
         Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
+        Some(Kind::Release(releases)) => release(tables, releases)?,
         // Written by a newer version: features wait until every node has them, so this cannot matter.
         None => refuse("this version does not know the command"),
     })
@@ -108,7 +109,9 @@ fn plan(tables: &mut Overlay<'_>, index: u64, at_ms: u64, plan: &Plan) -> Result
         if before.is_none() && meta.devices > 0 {
             fresh.push(&grant.unit);
         }
+        let from = former(before.as_ref(), grant);
         let row = UnitRow {
+            from,
             unit: grant.unit.clone(),
             zone: grant.zone.clone(),
             prefix: grant.prefix.clone(),
@@ -131,6 +134,23 @@ fn plan(tables: &mut Overlay<'_>, index: u64, at_ms: u64, plan: &Plan) -> Result
     meta.plan_epoch = index;
     rows::put_meta(tables, &meta);
     Ok(Answer::Epoch(index))
+}
+
+/// Whom the new owner waits for: whoever works on the unit, which is not the last owner where that one waits itself.
+fn former(before: Option<&UnitRow>, grant: &Grant) -> u64 {
+    let Some(before) = before.filter(|_| grant.hand_over) else { return 0 };
+    let works = if before.from == 0 { before.node } else { before.from };
+    if works == grant.node { 0 } else { works }
+}
+
+fn release(tables: &mut Overlay<'_>, releases: &Releases) -> Result<Answer, Fault> {
+    for release in &releases.releases {
+        let row = tables.row::<UnitRow>(Table::Units, release.unit.as_bytes())?;
+        if let Some(row) = row.filter(|row| row.epoch == release.epoch && row.from != 0) {
+            tables.put(Table::Units, release.unit.as_bytes(), &UnitRow { from: 0, ..row });
+        }
+    }
+    Ok(Answer::Done(true))
 }
 
 /// A segment that left the settings and came back finds its devices where they were.

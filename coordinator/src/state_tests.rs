@@ -7,7 +7,7 @@ use quire_proto::convert;
 use quire_proto::reading::{Counters, Facts, Reading};
 use quire_proto::store::observation::What;
 use quire_proto::store::{
-    Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Recover, Silence, SweepMark,
+    Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Recover, Release, Silence, SweepMark,
 };
 
 use super::*;
@@ -84,6 +84,28 @@ impl World {
         }
     }
 
+    /// A planned move from an owner who is alive.
+    fn hand_over(&mut self, node: u64) -> u64 {
+        let unit = self.tables.row::<UnitRow>(Table::Units, UNIT.as_bytes()).unwrap().unwrap();
+        let (unit, zone, prefix, segment) = (unit.unit, unit.zone, unit.prefix, unit.segment);
+        let grant = Grant { unit, zone, prefix, segment, node, hand_over: true, ..Grant::default() };
+        match self.apply(Kind::Plan(Plan { claim: self.claim, grants: vec![grant], drop_units: vec![] })) {
+            Answer::Epoch(epoch) => epoch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn release(&mut self, epoch: u64) {
+        let release = Release { unit: UNIT.into(), epoch };
+        self.done(Kind::Release(Releases { releases: vec![release] }));
+    }
+
+    /// Who has the unit, and who has yet to let go of it.
+    fn owners(&self) -> (u64, u64) {
+        let unit = self.tables.row::<UnitRow>(Table::Units, UNIT.as_bytes()).unwrap().unwrap();
+        (unit.node, unit.from)
+    }
+
     pub(super) fn record(&mut self, node: u64, observations: &[Observation]) -> u64 {
         let observations = observations.iter().map(|o| o.encode_to_vec().into()).collect();
         match self.apply(Kind::Record(Record { node, observations })) {
@@ -139,6 +161,25 @@ const MAC_A: &str = "00:20:6b:00:00:0a";
 const MAC_B: &str = "00:20:6b:00:00:0b";
 
 /// A printer on a node's own cable needs no grant: it is never late.
+#[test]
+fn a_planned_move_waits_until_the_former_owner_lets_go() {
+    let mut world = World::new();
+    let first = world.hand_over(2);
+    assert_eq!(world.owners(), (2, 1));
+    let second = world.hand_over(3);
+    assert_eq!(world.owners(), (3, 1), "2 never began: it is 1 that works on it");
+    world.release(first);
+    assert_eq!(world.owners(), (3, 1), "the word for another grant is none for this one");
+    world.release(second);
+    assert_eq!(world.owners(), (3, 0));
+    world.hand_over(2);
+    world.hand_over(3);
+    assert_eq!(world.owners(), (3, 0), "back with whom it never left");
+    world.hand_over(1);
+    world.grant(2);
+    assert_eq!(world.owners(), (2, 0), "the dead are not waited for");
+}
+
 #[test]
 fn what_hangs_on_a_node_is_in_force_without_a_grant() {
     let mut world = World::new();

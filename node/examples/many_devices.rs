@@ -50,7 +50,10 @@ fn reading(n: u32) -> Reading {
         facts,
         counters,
         supplies: ["black", "cyan", "magenta", "yellow"].iter().zip(1..).map(|(c, n)| supply(n, c)).collect(),
-        sources: sources.map(|field| (field.to_owned(), "1.3.6.1.2.1.43.10.2.1.4.1.1".to_owned())).into(),
+        sources: sources
+            .map(|field| (field.to_owned(), "1.3.6.1.2.1.43.10.2.1.4.1.1".to_owned()))
+            .into_iter()
+            .collect(),
         via: vec![Via::SnmpV2c],
         ..Reading::default()
     }

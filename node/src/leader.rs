@@ -361,7 +361,7 @@ impl Leader {
             let mut plan = Plan { claim: claim.0, ..Plan::default() };
             for change in some {
                 match change {
-                    Change::Grant { unit, node, spec, cost, hops } => plan.grants.push(Grant {
+                    Change::Grant { unit, node, spec, cost, hops, hand_over } => plan.grants.push(Grant {
                         unit: unit.to_string(),
                         node: node.0,
                         zone: spec.zone.clone(),
@@ -369,6 +369,7 @@ impl Leader {
                         segment: spec.segment.to_string(),
                         cost: *cost,
                         hops: *hops,
+                        hand_over: *hand_over,
                     }),
                     Change::Drop { unit } => plan.drop_units.push(unit.to_string()),
                 }

@@ -99,20 +99,27 @@ impl Collector {
         let before: BTreeSet<UnitId> = self.units.keys().cloned().collect();
         let me = self.cluster.me().id.0;
         let mut changed = Vec::new();
+        let now = clock::steady();
         if seen.everything {
             self.units.clear();
+            self.handover.forget_leaving();
             tables.each::<UnitRow>(Table::Units, &[], |_, row| {
-                if let Some(id) = row.unit.parse().ok().filter(|_| row.node == me) {
+                let id = row.unit.parse().ok();
+                if let Some(id) = id.filter(|id| self.handover.is_ours(me, id, &row, now)) {
                     self.units.insert(id, row);
                 }
                 true
             })?;
         }
-        for (_, key) in seen.rows.iter().filter(|(table, _)| *table == Table::Units) {
-            let Some(id) = std::str::from_utf8(key).ok().and_then(|id| id.parse::<UnitId>().ok()) else {
-                continue;
-            };
-            match tables.row::<UnitRow>(Table::Units, key)?.filter(|row| row.node == me) {
+        let overdue = self.handover.overdue(now);
+        let named = seen.rows.iter().filter(|(table, _)| *table == Table::Units);
+        let named = named.filter_map(|(_, key)| std::str::from_utf8(key).ok()?.parse::<UnitId>().ok());
+        for id in named.chain(overdue) {
+            let row = tables.row::<UnitRow>(Table::Units, id.as_str().as_bytes())?;
+            if row.is_none() {
+                self.handover.forget(&id);
+            }
+            match row.filter(|row| self.handover.is_ours(me, &id, row, now)) {
                 Some(row) => {
                     changed.push(own_unit(&id, &row));
                     self.units.insert(id, row);
@@ -138,6 +145,21 @@ impl Collector {
             came.iter().try_for_each(|unit| self.devices_of(tables, unit).map(drop))?;
         }
         Ok(())
+    }
+
+    /// Takes the units whose former owner was waited for long enough.
+    pub(super) fn follow_overdue(&mut self) -> anyhow::Result<()> {
+        let overdue = self.handover.overdue(clock::steady());
+        if overdue.iter().any(|id| !self.units.contains_key(id)) { self.follow() } else { Ok(()) }
+    }
+
+    /// Lets go of units that moved, once nothing of them runs here any more.
+    pub(super) fn let_go(&mut self) {
+        let (sweeps, reads) = (&self.sweeps, &self.reads);
+        let runs = |id: &UnitId| {
+            sweeps.contains_key(id) || reads.values().any(|read| read.unit.as_ref() == Some(id))
+        };
+        self.handover.let_go(&self.cluster, runs, clock::steady());
     }
 
     /// A task under a grant that is no longer in force, or was replaced, ends at once.

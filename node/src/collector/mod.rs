@@ -9,6 +9,7 @@ mod capability;
 mod credentials;
 mod explore;
 mod follow;
+mod handover;
 mod local;
 mod reach;
 mod read;
@@ -45,6 +46,7 @@ use crate::device::{self, Finished, ReadPlan};
 use crate::snmp::{Credential, Patience, Snmp};
 
 pub(crate) use explore::Explorer;
+use handover::Handover;
 pub(crate) use local::LocalPrinters;
 pub(crate) use reach::Reachability;
 use read::Ways;
@@ -119,8 +121,9 @@ struct Running {
     stop: CancellationToken,
     /// Of the grant that it works under.
     epoch: Epoch,
-    /// Whom it speaks with, if it is one device.
+    /// Whom it speaks with, if it is one device, and where that lives.
     peer: Option<SocketAddr>,
+    unit: Option<UnitId>,
 }
 
 /// The collector of one node.
@@ -131,6 +134,7 @@ pub(crate) struct Collector {
     roster: Roster,
     /// Its own units alone.
     units: BTreeMap<UnitId, UnitRow>,
+    handover: Handover,
     tasks: JoinSet<(Task, Ended)>,
     sweeps: BTreeMap<UnitId, Running>,
     reads: BTreeMap<DeviceId, Running>,
@@ -169,6 +173,7 @@ impl Collector {
             tools,
             roster,
             units: BTreeMap::new(),
+            handover: Handover::default(),
             tasks: JoinSet::new(),
             sweeps: BTreeMap::new(),
             reads: BTreeMap::new(),
@@ -182,6 +187,10 @@ impl Collector {
         tokio::spawn(capability::keep(self.cluster.clone(), stop.clone()));
         self.follow()?;
         loop {
+            if self.handover.is_pending() {
+                self.follow_overdue()?;
+                self.let_go();
+            }
             self.start_due();
             let pause = self.until_next();
             let look_at = tokio::time::Instant::from_std(self.looked + LOOK);
@@ -248,7 +257,7 @@ impl Collector {
             }
         };
         let stop = CancellationToken::new();
-        self.sweeps.insert(unit.clone(), Running { stop: stop.clone(), epoch, peer: None });
+        self.sweeps.insert(unit.clone(), Running { stop: stop.clone(), epoch, peer: None, unit: None });
         let (tools, task) = (self.tools.clone(), task.clone());
         self.tasks.spawn(async move { (task, contained(sweep.run(&tools, &stop)).await) });
     }
@@ -264,11 +273,12 @@ impl Collector {
         let own =
             device.filter(|device| may_contact(&device.address, &self.tools.settings.discovery.exclude));
         let Some(device) = own else { return self.roster.handle_done(task, clock::now()) };
-        let epoch = device.unit.parse().ok().and_then(|unit: UnitId| self.units.get(&unit));
+        let unit: Option<UnitId> = device.unit.parse().ok();
+        let epoch = unit.as_ref().and_then(|unit| self.units.get(unit));
         let epoch = Epoch(epoch.map_or(0, |unit| unit.epoch));
         let stop = CancellationToken::new();
         let peer = device.address.parse().ok();
-        self.reads.insert(id.clone(), Running { stop: stop.clone(), epoch, peer });
+        self.reads.insert(id.clone(), Running { stop: stop.clone(), epoch, peer, unit });
         let (tools, task) = (self.tools.clone(), task.clone());
         self.tasks.spawn(async move {
             let ended = tokio::select! {

@@ -11,7 +11,7 @@ use quire_proto::id::Millis;
 use quire_proto::store::command::Kind;
 use quire_proto::store::observation::What;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Claim, Grant, Observation, Plan, SweepMark, UnitRow};
+use quire_proto::store::{Claim, Grant, Observation, Plan, Release, Releases, SweepMark, UnitRow};
 use tempfile::TempDir;
 
 use super::*;
@@ -131,6 +131,15 @@ impl World {
         assert!(waited.is_ok(), "{what}: {:?}", self.row());
     }
 
+    /// A plan that moves the unit; `hand_over` when who has it is alive.
+    async fn grant(&self, node: u64, hand_over: bool) {
+        let claim = rows::meta(&self.cluster.view()).unwrap().claim_epoch;
+        let row = self.row();
+        let (unit, zone, prefix, segment) = (row.unit, row.zone, row.prefix, row.segment);
+        let grant = Grant { unit, node, zone, prefix, segment, hand_over, ..Grant::default() };
+        self.propose(Kind::Plan(Plan { claim, grants: vec![grant], drop_units: vec![] })).await;
+    }
+
     async fn end(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
@@ -208,16 +217,10 @@ async fn a_unit_that_moves_away_is_left_alone_at_once() {
     let reporter = world.commit();
     world.collect(reporter).await;
     world.until("begun", |row| row.sweep.is_some()).await;
-    let claim = rows::meta(&world.cluster.view()).unwrap().claim_epoch;
     let row = world.row();
-    let grant = |node| {
-        let (unit, prefix, segment) = (row.unit.clone(), row.prefix.clone(), row.segment.clone());
-        let grants = vec![Grant { unit, node, zone: "any".into(), prefix, segment, ..Grant::default() }];
-        Kind::Plan(Plan { claim, grants, drop_units: vec![] })
-    };
-    world.propose(grant(9)).await;
+    world.grant(9, false).await;
     // It comes back at once: a sweep that still ran under the old grant would hold its place until it is over.
-    world.propose(grant(1)).await;
+    world.grant(1, false).await;
     let epoch = world.row().epoch;
     let begun = row.sweep.unwrap().started_at_ms;
     world.until("goes on under the new grant", |row| row.marked_at_ms > begun && row.epoch == epoch).await;
@@ -226,5 +229,31 @@ async fn a_unit_that_moves_away_is_left_alone_at_once() {
     assert_eq!((sweep.started_at_ms, sweep.done), (begun, 14));
     assert!(Millis(world.row().swept_at_ms) > Millis(begun));
     assert_eq!(net.heard(), (1..15).collect::<Vec<_>>());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_move_has_never_two_at_work() {
+    let net = Silent::new([127, 77, 3]);
+    let slow = settings("127.77.3.0/28", net.port, "rate = 10");
+    let mut world = World::new("127.77.3.0/28", &slow).await;
+    // It comes from a node that is alive and has not let go.
+    world.grant(9, false).await;
+    world.grant(1, true).await;
+    assert_eq!((world.row().node, world.row().from), (1, 9));
+    let reporter = world.commit();
+    world.collect(reporter).await;
+    // The collector has looked when it has taken what was applied after the grant.
+    world.apply(&settings("127.77.3.0/28", net.port, "rate = 20")).await;
+    assert!(world.row().sweep.is_none() && net.heard().is_empty());
+    let (unit, epoch) = (world.unit.to_string(), world.row().epoch);
+    world.propose(Kind::Release(Releases { releases: vec![Release { unit, epoch }] })).await;
+    world.until("begun", |row| row.sweep.is_some()).await;
+    // It goes on to another, who is told when this one has stopped.
+    world.grant(9, true).await;
+    world.until("let go of", |row| row.node == 9 && row.from == 0).await;
+    let _ = net.heard();
+    world.grant(1, false).await;
+    world.until("swept", finished).await;
     world.end().await;
 }
