@@ -38,3 +38,4 @@ pub mod tables;
 pub mod topology;
 pub mod trial;
 pub mod typed;
+pub mod upgrade;

@@ -4,8 +4,8 @@
 //! current rows where they should be; `explain(&PlanView, address)` says why. The caller proposes the
 //! changes as one `Command::Plan` under its claim.
 //!
-//! Rules, in this order: nothing for a node that is dead, gone, draining, a witness or unable; zones
-//! hold; never where a segment is known to be unreachable; fewest hops (unknown ones last); balanced by
+//! Rules, in this order: nothing for a node that is dead, gone, draining, a witness or unable; zones and the operator's
+//! forbids hold; never where a segment is known to be unreachable; who is pinned; fewest hops (unknown ones last); balanced by
 //! cost; as few moves as possible. A death is answered at once and moves the dead node's units alone;
 //! better hops and better balance wait for [`REBALANCE_AFTER_MS`].
 //!
@@ -14,6 +14,7 @@
 mod balance;
 mod explain;
 mod units;
+mod view;
 
 use std::collections::BTreeMap;
 
@@ -102,8 +103,33 @@ pub struct PlanView {
     pub nodes: Vec<NodeView>,
     /// Ways from nodes to segments.
     pub reach: ReachMap,
+    /// The operator's word, in the order in which it counts.
+    pub placements: Vec<Placement>,
     /// The leader's time.
     pub now: Millis,
+}
+
+/// What an operator wants for the units within a segment; nodes that are no members are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Where.
+    pub segment: IpNet,
+    /// In which zone; [`ANY_ZONE`]: in all.
+    pub zone: String,
+    /// Who shall have the units whenever it can.
+    pub pin: Option<NodeId>,
+    /// Who shall not.
+    pub forbid: Vec<NodeId>,
+}
+
+impl PlanView {
+    /// The place of the first placement that a unit lies in.
+    fn placement(&self, spec: &UnitSpec) -> Option<usize> {
+        self.placements.iter().position(|place| {
+            let zone = place.zone == ANY_ZONE || place.zone == spec.zone;
+            zone && place.segment.contains(&spec.prefix)
+        })
+    }
 }
 
 /// One row to change.
@@ -176,23 +202,37 @@ impl<'v> Nodes<'v> {
     }
 }
 
-/// How a node stands to a unit: `None` never, otherwise hops with unknown ones last.
+/// How a node stands to a unit: `None` never, otherwise the lower the better.
 fn rank(view: &PlanView, node: &NodeView, spec: &UnitSpec) -> Option<u32> {
     if spec.zone != ANY_ZONE && spec.zone != node.zone {
         return None;
     }
+    let place = view.placement(spec).map(|at| &view.placements[at]);
+    if place.is_some_and(|place| place.forbid.contains(&node.id)) {
+        return None;
+    }
+    let pinned = place.is_some_and(|place| place.pin == Some(node.id));
+    let hops = |hops: Option<u32>| match pinned {
+        true => PINNED,
+        false => hops.map_or(UNKNOWN, |hops| hops.saturating_add(1)),
+    };
     match view.reach.get(&spec.segment).and_then(|ways| ways.get(&node.id)) {
-        None => Some(u32::MAX),
-        Some(way) => way.reachable.then_some(way.hops.unwrap_or(u32::MAX)),
+        None => Some(hops(None)),
+        Some(way) => way.reachable.then_some(hops(way.hops)),
     }
 }
+
+/// The rank of who is pinned, and of unknown hops; known ones rank between, one higher than they are.
+const PINNED: u32 = 0;
+const UNKNOWN: u32 = u32::MAX;
 
 /// The nodes that are nearest to a unit; equal lists are kept once, because most units share theirs.
 struct Tiers<'v> {
     /// The first is empty.
     lists: Vec<Vec<Place>>,
     by_list: BTreeMap<Vec<Place>, usize>,
-    by_segment: BTreeMap<(&'v str, IpNet), usize>,
+    /// Units that nothing tells apart: of one segment, zone and placement.
+    by_segment: BTreeMap<(&'v str, IpNet, Option<usize>), usize>,
 }
 
 /// The list of a unit that does not move.
@@ -207,7 +247,7 @@ impl Default for Tiers<'_> {
 
 impl<'v> Tiers<'v> {
     fn of(&mut self, view: &PlanView, nodes: &Nodes<'_>, spec: &'v UnitSpec) -> usize {
-        let key = (spec.zone.as_str(), spec.segment);
+        let key = (spec.zone.as_str(), spec.segment, view.placement(spec));
         if let Some(tier) = self.by_segment.get(&key) {
             return *tier;
         }

@@ -23,6 +23,7 @@ use toml::de::DeTable;
 mod changes;
 mod credentials;
 mod form;
+mod placement;
 mod secrets;
 
 use crate::explore::{Accept, LARGEST_V4_PREFIX};
@@ -30,6 +31,7 @@ use crate::schedule::Schedule;
 pub use credentials::{AuthProtocol, HttpLogin, PrivProtocol, SnmpCredential, V3User};
 pub use form::Problem;
 use form::{Field, Form, Problems};
+pub use placement::Placement;
 pub use secrets::{Secret, open_secrets, redact, seal_secrets};
 
 /// Everything that an operator sets, with defaults for what the text left out.
@@ -47,6 +49,8 @@ pub struct Settings {
     pub http_logins: Vec<HttpLogin>,
     /// What to tell people about.
     pub alerts: Vec<AlertRule>,
+    /// Who shall work where; the first that fits a unit counts.
+    pub placements: Vec<Placement>,
     /// How the leader talks to the Web Admin.
     pub upstream: Upstream,
 }
@@ -211,6 +215,7 @@ impl Default for Settings {
             http: Http { ports: vec![80, 443, 8080], chromium: true },
             http_logins: Vec::new(),
             alerts: Vec::new(),
+            placements: Vec::new(),
             upstream: Upstream { mode: UpstreamMode::default(), check_in_ms: 300 * SECOND_MS },
         }
     }
@@ -245,6 +250,9 @@ fn settings<'a>(mut root: Form<'a>, problems: &Problems<'_>) -> Settings {
     if let Some(entries) = root.take("alert") {
         settings.alerts = alerts(&entries);
     }
+    if let Some(entries) = root.take("placement") {
+        settings.placements = placement::placements(&entries);
+    }
     if let Some(form) = root.section("upstream") {
         upstream(form, &mut settings.upstream);
     }
@@ -255,6 +263,7 @@ fn settings<'a>(mut root: Form<'a>, problems: &Problems<'_>) -> Settings {
         "[http]",
         "[[http_login]]",
         "[[alert]]",
+        "[[placement]]",
         "[upstream]",
     ]);
     settings

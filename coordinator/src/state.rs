@@ -19,7 +19,7 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed,
+    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed, upgrade,
 };
 
 /// Applies the log entry at `index`.
@@ -69,7 +69,8 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::SetDevice(set)) => typed::set(tables, index, at_ms, set)?,
         Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
         Some(Kind::Release(releases)) => release(tables, releases)?,
-        // Written by a newer version: features wait until every node has them, so this cannot matter.
+        Some(Kind::Upgrade(upgrade)) => upgrade::apply(tables, index, at_ms, upgrade)?,
+        // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),
     })
 }
@@ -93,6 +94,8 @@ fn bootstrap(tables: &mut Overlay<'_>, bootstrap: &Bootstrap) -> Result<Answer, 
     meta.ca_private_key_sealed.clone_from(&bootstrap.ca_private_key_sealed);
     rows::put_meta(tables, &meta);
     if let Some(first) = &bootstrap.first {
+        meta.cluster_version = first.cluster_version;
+        rows::put_meta(tables, &meta);
         tables.put(Table::Members, &number_key(first.id), first);
     }
     Ok(Answer::Done(true))
@@ -231,6 +234,9 @@ fn join(tables: &mut Overlay<'_>, index: u64, at_ms: u64, join: &Join) -> Result
     if at_ms >= token.expires_at_ms {
         return Ok(refuse("the token has expired: make a new one with `quire token create`"));
     }
+    if let Err(too_old) = upgrade::check(&rows::meta(tables)?, member.cluster_version) {
+        return Ok(refuse(too_old.to_string()));
+    }
     for other in rows::members(tables)? {
         if other.name == member.name {
             return Ok(refuse(format!(
@@ -272,6 +278,7 @@ fn update_member(tables: &mut Overlay<'_>, update: &UpdateMember) -> Result<Answ
             field.clone_from(value);
         }
     }
+    member.cluster_version = update.cluster_version.unwrap_or(member.cluster_version);
     member.witness = update.witness.unwrap_or(member.witness);
     member.draining = update.draining.unwrap_or(member.draining);
     if let Some(capabilities) = &update.capabilities {

@@ -11,14 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use quire_coordinator::claim::Claim as ClaimCore;
-use quire_coordinator::found;
 use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
-use quire_coordinator::planner::{self, Change, CurrentUnit, NodeView, PlanView};
-use quire_coordinator::rows;
-use quire_proto::id::{Epoch, Millis, NodeId, UnitId};
+use quire_coordinator::planner::{self, Change, NodeView, PlanView};
+use quire_coordinator::{rows, upgrade};
+use quire_proto::id::{Epoch, Millis, NodeId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Claim, ForgetReaches, Grant, Heard, Link, Member, Plan, ReachRow, UnitRow};
+use quire_proto::store::{Claim, ForgetReaches, Grant, Heard, Link, Member, Plan, ReachRow, Upgrade};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -161,7 +160,20 @@ impl Leader {
         // The plan first: a lost node's units are looked after before its vote is.
         self.plan(epoch, &members).await?;
         self.settle_members(&members).await;
+        self.upgrade(&members).await?;
         self.make_way(&members).await;
+        Ok(())
+    }
+
+    /// Every member knows a later cluster version: the cluster goes there.
+    async fn upgrade(&self, members: &[Member]) -> anyhow::Result<()> {
+        let Some(version) = upgrade::due(&rows::meta(&self.cluster.view())?, members) else { return Ok(()) };
+        match self.cluster.propose_here(Kind::Upgrade(Upgrade { version }), PATIENCE).await {
+            Ok(_) => tracing::info!(version, "every node knows this cluster version: it is in force"),
+            Err(error) => {
+                tracing::info!(%error, version, "cluster version not raised; the next look tries again")
+            }
+        }
         Ok(())
     }
 
@@ -300,18 +312,9 @@ impl Leader {
                 return Ok(());
             }
         };
-        let segments = rows::segments(&tables)?;
-        let reach = ways::reach_map(&reaches, &segments);
-        let found = found::wanted(&segments, &settings.discovery, &reach);
-        let view = PlanView {
-            current: rows::units(&tables)?.into_iter().filter_map(current_unit).collect(),
-            wanted: planner::units_with(&settings, &found),
-            nodes: self.node_views(members),
-            reach,
-            now,
-        };
+        let view = PlanView::read(&tables, &settings, self.node_views(members), now)?;
         let changes = planner::plan(&view);
-        let unwanted = ways::unwanted(&reaches, &settings, &segments, &view.wanted);
+        let unwanted = ways::unwanted(&reaches, &settings, &rows::segments(&tables)?, &view.wanted);
         drop(tables);
         self.forget(claim, unwanted).await;
         // What was not committed is planned again at the next tick, not at the next change.
@@ -355,6 +358,8 @@ impl Leader {
 
     /// True when all of it was committed.
     async fn commit(&mut self, claim: Epoch, changes: Vec<Change>) -> anyhow::Result<bool> {
+        let version = rows::meta(&self.cluster.view())?.cluster_version;
+        let hand_over_known = version >= upgrade::HAND_OVER;
         for some in changes.chunks(PLAN_ROWS) {
             // A large plan takes many entries, and the claim must outlive them.
             self.keep_claim().await?;
@@ -369,7 +374,7 @@ impl Leader {
                         segment: spec.segment.to_string(),
                         cost: *cost,
                         hops: *hops,
-                        hand_over: *hand_over,
+                        hand_over: *hand_over && hand_over_known,
                     }),
                     Change::Drop { unit } => plan.drop_units.push(unit.to_string()),
                 }
@@ -386,16 +391,4 @@ impl Leader {
 
 fn certified(member: &Member) -> bool {
     !member.upstream_certificate_der.is_empty()
-}
-
-fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {
-    let id: UnitId = row.unit.parse().ok()?;
-    let segment = row.segment.parse().ok()?;
-    let current = CurrentUnit {
-        owner: NodeId(row.node),
-        cost: row.cost,
-        granted_at: Millis(row.granted_at_ms),
-        segment,
-    };
-    Some((id, current))
 }

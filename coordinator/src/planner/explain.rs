@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use quire_proto::id::{ANY_ZONE, Millis, NodeId, UnitId};
 
-use super::{NodeView, PlanView, UnitSpec, rank};
+use super::{NodeView, PINNED, PlanView, UNKNOWN, UnitSpec, rank};
 
 /// The answer to "who looks after this address, and why".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub struct Candidate {
 /// Why a node may or may not own a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// The operator wants it here.
+    Pinned,
+    /// The operator does not want it here.
+    Forbidden,
     /// As near as any; hops where known.
     Nearest(Option<u32>),
     /// Could, but others are nearer.
@@ -71,6 +75,8 @@ impl fmt::Display for Verdict {
             Some(hops) => format!("{hops} hops"),
         };
         match self {
+            Verdict::Pinned => f.write_str("pinned by the settings"),
+            Verdict::Forbidden => f.write_str("forbidden by the settings"),
             Verdict::Nearest(way) => write!(f, "nearest, {}", hops(way)),
             Verdict::Farther(way) => write!(f, "possible but farther away, {}", hops(way)),
             Verdict::Dead => f.write_str("does not answer"),
@@ -128,9 +134,12 @@ fn verdict(view: &PlanView, node: &NodeView, spec: &UnitSpec, best: Option<u32>)
     if !node.can_collect {
         return Verdict::Unable;
     }
-    let hops = |rank: u32| (rank != u32::MAX).then_some(rank);
+    let forbidden = view.placement(spec).is_some_and(|at| view.placements[at].forbid.contains(&node.id));
+    let hops = |rank: u32| (rank != UNKNOWN).then(|| rank - 1);
     match rank(view, node, spec) {
+        None if forbidden => Verdict::Forbidden,
         None => Verdict::Unreachable,
+        Some(PINNED) => Verdict::Pinned,
         Some(rank) if Some(rank) == best => Verdict::Nearest(hops(rank)),
         Some(rank) => Verdict::Farther(hops(rank)),
     }

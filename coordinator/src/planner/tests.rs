@@ -219,6 +219,37 @@ fn an_explanation_names_everybody() {
     assert!(explain(&view, "192.0.2.1".parse().unwrap()).units.is_empty());
 }
 
+#[test]
+fn the_operators_word_stands_above_hops_and_balance() {
+    let mut view = view(4, 3);
+    let wish = |segment: &str, pin, forbid: &[u64]| Placement {
+        segment: net(segment),
+        zone: ANY_ZONE.into(),
+        pin,
+        forbid: forbid.iter().copied().map(NodeId).collect(),
+    };
+    view.placements = vec![wish("10.0.2.0/24", None, &[1, 3]), wish("10.0.0.0/16", Some(NodeId(3)), &[])];
+    let first = plan(&view);
+    apply(&mut view, &first);
+    let owner =
+        |view: &PlanView, n: u8| view.current[&UnitId::new(ANY_ZONE, net(&format!("10.0.{n}.0/24")))].owner;
+    assert_eq!([0, 1, 2, 3].map(|n| owner(&view, n)), [3, 3, 2, 3].map(NodeId), "the first that fits counts");
+    let address = "10.0.2.7".parse().unwrap();
+    let verdicts: Vec<Verdict> =
+        explain(&view, address).units[0].candidates.iter().map(|candidate| candidate.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Forbidden, Verdict::Nearest(None), Verdict::Forbidden]);
+    assert_eq!(explain(&view, "10.0.1.7".parse().unwrap()).units[0].candidates[2].verdict, Verdict::Pinned);
+
+    // Who is pinned and gone is stood in for; who is forbidden is not taken even then.
+    for id in [2, 3] {
+        let node = view.nodes.iter_mut().find(|node| node.id == NodeId(id)).unwrap();
+        (node.alive, node.since) = (false, view.now);
+    }
+    let changes = plan(&view);
+    apply(&mut view, &changes);
+    assert_eq!([0, 2].map(|n| owner(&view, n)), [NodeId(1), NodeId::NOBODY]);
+}
+
 prop_compose! {
     fn nodes()(id in 1u64..6, zone in 0..2usize, alive in prop::bool::weighted(0.8), draining in prop::bool::weighted(0.1),
                witness in prop::bool::weighted(0.1), since in 0u64..40_000) -> NodeView {
@@ -233,6 +264,7 @@ prop_compose! {
         units in prop::collection::vec((0u8..64, 0..3usize, 0..3u8), 0..64),
         rows in prop::collection::vec((0u8..64, 0..3usize, 0u64..7, 0u64..2000, 0u64..40_000), 0..64),
         ways in prop::collection::vec((0..3u8, 1u64..6, prop::option::of(0u32..3), prop::bool::weighted(0.8)), 0..12),
+        wishes in prop::collection::vec((0u8..64, 16u8..25, 0..3usize, prop::option::of(1u64..6), 0u64..6), 0..4),
     ) -> PlanView {
         let zones = [ANY_ZONE, "a", "b"];
         let segment = |n: u8| net(["10.0.0.0/8", "10.0.0.0/9", "10.0.0.0/10"][usize::from(n)]);
@@ -248,6 +280,11 @@ prop_compose! {
         }
         for (n, id, hops, reachable) in ways {
             view.reach.entry(segment(n)).or_default().insert(NodeId(id), Reach { hops, reachable });
+        }
+        for (n, len, zone, pin, forbid) in wishes {
+            let segment = net(&format!("10.0.{n}.0/{len}")).trunc();
+            let (zone, forbid) = (zones[zone].to_owned(), vec![NodeId(forbid)]);
+            view.placements.push(Placement { segment, zone, pin: pin.map(NodeId), forbid });
         }
         let mut ids = BTreeSet::new();
         view.nodes = nodes.into_iter().filter(|node| ids.insert(node.id)).collect();

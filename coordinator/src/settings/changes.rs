@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use quire_proto::id::ANY_ZONE;
 
-use super::{Segment, Settings, SnmpCredential, in_words};
+use super::{Placement, Segment, Settings, SnmpCredential, in_words};
 
 impl Settings {
     /// What applying `new` over these would change; empty when nothing.
@@ -35,6 +35,7 @@ impl Settings {
         value("http.chromium", self.http.chromium, new.http.chromium, &mut said);
         logins(self, new, &mut said);
         alerts(self, new, &mut said);
+        placements(self, new, &mut said);
         value("upstream.mode", self.upstream.mode.as_str(), new.upstream.mode.as_str(), &mut said);
         let (old_u, new_u) = (self.upstream.check_in_ms, new.upstream.check_in_ms);
         value("upstream.check_in", in_words(old_u), in_words(new_u), &mut said);
@@ -104,6 +105,15 @@ fn logins(old: &Settings, new: &Settings, said: &mut Vec<String>) {
     sets("login", &before, &after, said);
     if before == after && old.http_logins != new.http_logins {
         said.push("http_login: a password or the order changed".to_owned());
+    }
+}
+
+fn placements(old: &Settings, new: &Settings, said: &mut Vec<String>) {
+    let labels = |settings: &Settings| settings.placements.iter().map(Placement::label).collect();
+    let (before, after) = (labels(old), labels(new));
+    sets("placement", &before, &after, said);
+    if before == after && old.placements != new.placements {
+        said.push("placement: the order changed".to_owned());
     }
 }
 

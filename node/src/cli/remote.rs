@@ -209,11 +209,10 @@ async fn explain(node: &Node, address: std::net::IpAddr, format: Format) -> anyh
         let candidates = why.get("candidates").and_then(Value::as_array).cloned().unwrap_or_default();
         let columns: &[Column] = &[
             ("NODE", "node"),
-            ("ALIVE", "alive"),
+            ("VERDICT", "verdict"),
             ("REACHABLE", "reachable"),
             ("HOPS", "hops"),
             ("UNITS", "units"),
-            ("DRAINING", "draining"),
         ];
         output::line("")?;
         output::list(format, columns, &candidates)?;

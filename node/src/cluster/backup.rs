@@ -219,6 +219,7 @@ pub(crate) async fn restore(
         zone: newborn.zone.clone(),
         address: place.advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_version: quire_proto::CLUSTER_VERSION,
         witness: newborn.witness,
         incarnation: newborn.incarnation.clone(),
         upstream_csr_der: newborn.request(&newborn.upstream_key)?.into(),

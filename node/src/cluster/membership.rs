@@ -95,6 +95,7 @@ impl Doorkeeper {
                 zone: request.zone.clone(),
                 address: request.address.clone(),
                 version: request.version.clone(),
+                cluster_version: request.cluster_version,
                 witness: request.witness,
                 incarnation: request.incarnation.clone(),
                 upstream_csr_der: request.upstream_csr_der.clone(),

@@ -75,6 +75,8 @@ pub(crate) struct Tuning {
     /// 256 KiB make a log of at most (2000 + 2000) * 256 KiB = 1 GiB, 120 MiB at a usual 30 KiB.
     pub(crate) snapshot_entries: u64,
     pub(crate) keep_entries: u64,
+    /// The latest cluster version that this program knows.
+    pub(crate) cluster_version: u32,
 }
 
 impl Default for Tuning {
@@ -89,6 +91,7 @@ impl Default for Tuning {
             election_max_ms: 800,
             snapshot_entries: 2000,
             keep_entries: 2000,
+            cluster_version: quire_proto::CLUSTER_VERSION,
         }
     }
 }

@@ -55,6 +55,7 @@ fn member(store: &Store, me: &Me) -> io::Result<Member> {
         zone: me.zone.clone(),
         address: me.address.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_version: quire_proto::CLUSTER_VERSION,
         witness: me.witness,
         incarnation: me.incarnation.clone(),
         ..Member::default()

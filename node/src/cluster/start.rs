@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quire_coordinator::tables::{ReadExt, Table};
+use quire_coordinator::{rows, upgrade};
 use quire_proto::cluster::JoinRequest;
 use quire_proto::store::{Bootstrap, Member, UpdateMember, command};
 use rocksdb::WriteBatch;
@@ -97,6 +98,7 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
             zone: newborn.zone.clone(),
             address: place.advertise.clone(),
             version: VERSION.to_owned(),
+            cluster_version: tuning.cluster_version,
             witness: newborn.witness,
             incarnation: newborn.incarnation.clone(),
             upstream_csr_der: newborn.request(&newborn.upstream_key)?.into(),
@@ -144,6 +146,7 @@ pub(crate) async fn join(
         incarnation: newborn.incarnation.clone(),
         upstream_csr_der: newborn.request(&newborn.upstream_key)?.into(),
         wire_version: quire_proto::WIRE_VERSION,
+        cluster_version: tuning.cluster_version,
     };
     let reply = membership::ask(seed, &token, asked).await?;
     membership::verify(&token, &reply)?;
@@ -182,6 +185,10 @@ pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenEr
     card.listen = place.listen.to_string();
     card.advertise.clone_from(&place.advertise);
     let store = database(&directory.db(), card, false).await?;
+    let view = store.view().map_err(OpenError::during("read the tables"))?;
+    let meta = rows::meta(&view).map_err(OpenError::during("read the tables"))?;
+    drop(view);
+    upgrade::check(&meta, tuning.cluster_version).map_err(|why| OpenError::Refused(why.to_string()))?;
     if *card != before {
         parts.settle(&directory)?;
     }
@@ -195,14 +202,14 @@ pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenEr
     let (proposer, me) = (running.proposer.clone(), running.me.clone());
     running.spawn(async move {
         if gate.wait_for(|gate| *gate == Admission::Open).await.is_ok() {
-            announce(proposer, me).await;
+            announce(proposer, me, tuning.cluster_version).await;
         }
     });
     Ok(running)
 }
 
 /// Commits what this start changed about the node, as soon as there is a quorum.
-async fn announce(proposer: Proposer, me: Me) {
+async fn announce(proposer: Proposer, me: Me, cluster_version: u32) {
     /// A node that changed its address tells the cluster at once, and again until it is known.
     const AGAIN: Duration = Duration::from_secs(2);
     loop {
@@ -213,7 +220,8 @@ async fn announce(proposer: Proposer, me: Me) {
             .and_then(|view| view.row::<Member>(Table::Members, &me.id.0.to_be_bytes()).ok().flatten());
         if let Some(row) = row {
             let known = (&row.name, &row.zone, &row.address, row.version.as_str(), row.witness);
-            if known == (&me.name, &me.zone, &me.address, VERSION, me.witness) {
+            let same = known == (&me.name, &me.zone, &me.address, VERSION, me.witness);
+            if same && row.cluster_version == cluster_version {
                 return;
             }
             let update = command::Kind::UpdateMember(UpdateMember {
@@ -222,6 +230,7 @@ async fn announce(proposer: Proposer, me: Me) {
                 zone: Some(me.zone.clone()),
                 address: Some(me.address.clone()),
                 version: Some(VERSION.to_owned()),
+                cluster_version: Some(cluster_version),
                 witness: Some(me.witness),
                 ..UpdateMember::default()
             });

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::api::problem;
-use super::{Site, devices, facts, rescue, scripts, segments};
+use super::{Site, devices, explain, facts, rescue, scripts, segments};
 use crate::cluster::ProposeError;
 
 /// The socket's name in the data directory.
@@ -70,7 +70,7 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/control/read", post(read))
         .route("/control/segments", post(segments::decide))
         .route("/control/explore", post(segments::explore))
-        .route("/control/explain/{address}", get(explain))
+        .route("/control/explain/{address}", get(explain::explain))
         .route("/control/recover", post(rescue::recover))
         .route("/control/backup", post(rescue::backup))
         .route("/control/scripts", get(scripts::list).post(scripts::put))
@@ -271,41 +271,6 @@ pub(super) async fn ask(site: &Site, what: AskWhat) -> Done {
         _ => String::new(),
     };
     Ok(Json(json!({ "changes": changes })))
-}
-
-async fn explain(State(site): State<Arc<Site>>, Path(address): Path<std::net::IpAddr>) -> Done {
-    let tables = site.cluster.view();
-    let units = rows::units(&tables)?;
-    let holds = |prefix: &str| prefix.parse::<ipnet::IpNet>().is_ok_and(|prefix| prefix.contains(&address));
-    let Some(unit) = units.iter().find(|unit| holds(&unit.prefix)) else {
-        return Err(bad(format!("{address} lies in no segment that is searched")));
-    };
-    let reaches = rows::reaches(&tables)?;
-    let meta = rows::meta(&tables)?;
-    let names = facts::names(&tables)?;
-    let mut candidates = Vec::new();
-    for member in rows::members(&tables)? {
-        let reach = reaches
-            .iter()
-            .filter(|row| row.node == member.id)
-            .find_map(|row| row.reach.as_ref().filter(|reach| reach.segment == unit.segment));
-        candidates.push(json!({
-            "node": member.name,
-            "alive": meta.heard.iter().any(|heard| heard.node == member.id),
-            "draining": member.draining,
-            "reachable": reach.map(|reach| reach.reachable),
-            "hops": reach.and_then(|reach| reach.hops),
-            "units": units.iter().filter(|unit| unit.node == member.id).count(),
-        }));
-    }
-    Ok(Json(json!({
-        "address": address.to_string(),
-        "unit": unit.unit,
-        "node": names.get(&unit.node),
-        "epoch": unit.epoch,
-        "granted_at": quire_proto::id::Millis(unit.granted_at_ms).rfc3339(),
-        "candidates": candidates,
-    })))
 }
 
 #[cfg(test)]

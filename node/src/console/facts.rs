@@ -75,6 +75,7 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "unassigned", json!(unassigned));
     put(&mut object, "devices", json!(meta.devices.saturating_sub(meta.expired)));
     put(&mut object, "plan_epoch", json!(meta.plan_epoch));
+    put(&mut object, "cluster_version", json!(meta.cluster_version));
     let schedule = cluster.settings().ok().flatten().map(|settings| settings.discovery.schedule.clone());
     let (schedule, now) = (schedule.unwrap_or_default(), clock::now());
     let due = units.iter().filter(|unit| unit.node > 0 && progress::is_due(unit, &schedule, now));

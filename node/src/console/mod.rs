@@ -6,6 +6,7 @@
 mod api;
 mod control;
 mod devices;
+mod explain;
 pub(crate) mod facts;
 mod guard;
 mod listing;

@@ -300,3 +300,40 @@ async fn a_leader_that_goes_hands_over_first() {
     assert!(!one.hand_over(PATIENCE).await, "nobody is left to lead");
     one.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_version_rises_when_all_know_it_and_then_shuts_out_older_programs() {
+    let knows = |cluster_version| Tuning { cluster_version, ..Tuning::default() };
+    let raise = |version| command::Kind::Upgrade(quire_proto::store::Upgrade { version });
+    let dir = TempDir::new().unwrap();
+    let one = Cluster::of(start::init(start(dir.path(), "n1"), "site", knows(1)).await.unwrap());
+    let token = one.create_token(Duration::from_secs(60), "test").await.unwrap();
+    let two = start::join(start(dir.path(), "n2"), &one.me().address, &token, knows(2)).await.unwrap();
+    let two = Cluster::of(two);
+    assert_eq!(meta(&one).cluster_version, 1);
+    let refused = one.propose(raise(2), PATIENCE).await.unwrap_err().to_string();
+    assert!(refused.contains("node `n1` does not know cluster version 2"), "{refused}");
+    one.shutdown().await;
+
+    let one = Cluster::of(start::open(again(dir.path(), "n1"), knows(2)).await.unwrap());
+    // Its row says so as soon as there is a quorum, and then the version may rise.
+    let (mut changes, both) = (one.changes(), [2, 2]);
+    let told = async {
+        while members(&one).iter().map(|member| member.cluster_version).ne(both) {
+            changes.changed().await;
+            let _ = changes.take();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("n1 says what it knows");
+    one.propose(raise(2), PATIENCE).await.unwrap();
+    assert_eq!(meta(&one).cluster_version, 2);
+    let token = one.create_token(Duration::from_secs(60), "test").await.unwrap();
+    let late = start::join(start(dir.path(), "n3"), &one.me().address, &token, knows(1)).await;
+    let late = late.err().expect("an older program joined").to_string();
+    assert!(late.contains("install a later release"), "{late}");
+    one.shutdown().await;
+    two.shutdown().await;
+    let older = start::open(again(dir.path(), "n1"), knows(1)).await;
+    let older = older.err().expect("an older program started").to_string();
+    assert!(older.contains("up to 1, and the cluster is at 2"), "{older}");
+}
