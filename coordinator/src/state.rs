@@ -19,7 +19,8 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed, upgrade,
+    backlog, coverage, expiry, found, index as places, jobs, planner, record, recover, review, script, typed,
+    upgrade,
 };
 
 /// Applies the log entry at `index`.
@@ -204,6 +205,14 @@ fn put_settings(
     meta.hide.clone_from(&settings.hide);
     meta.expire_after_ms = settings.expire_after_ms;
     rows::put_meta(tables, &meta);
+    for mut unit in rows::units(tables)? {
+        // Where known addresses alone are asked, those that another segment names are left to that one.
+        let known_only = unit.prefix.parse().is_ok_and(planner::is_known_only);
+        if settings.sweep_again || known_only {
+            unit.asked_at_ms = at_ms;
+            tables.put(Table::Units, unit.unit.as_bytes(), &unit);
+        }
+    }
     audit(tables, index, at_ms, &settings.by, "applied settings".to_owned());
     Ok(Answer::Done(true))
 }

@@ -162,6 +162,18 @@ const MAC_B: &str = "00:20:6b:00:00:0b";
 
 /// A printer on a node's own cable needs no grant: it is never late.
 #[test]
+fn settings_under_which_more_may_be_found_ask_for_sweeps() {
+    let mut world = World::new();
+    let asked = |world: &World| {
+        world.tables.row::<UnitRow>(Table::Units, UNIT.as_bytes()).unwrap().unwrap().asked_at_ms
+    };
+    world.done(Kind::PutSettings(PutSettings::default()));
+    assert_eq!(asked(&world), 0);
+    world.apply_at(5_000, Kind::PutSettings(PutSettings { sweep_again: true, ..PutSettings::default() }));
+    assert_eq!(asked(&world), 5_000);
+}
+
+#[test]
 fn a_planned_move_waits_until_the_former_owner_lets_go() {
     let mut world = World::new();
     let first = world.hand_over(2);

@@ -3,11 +3,21 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
+use ipnet::IpNet;
 use quire_proto::id::ANY_ZONE;
 
 use super::{Placement, Segment, Settings, SnmpCredential, in_words};
 
 impl Settings {
+    /// True when a sweep under `new` may find, in the same segments, what one under these could not.
+    pub fn finds_more(&self, new: &Settings) -> bool {
+        let (old_d, new_d) = (&self.discovery, &new.discovery);
+        let still = |old: &IpNet| new_d.exclude.iter().any(|exclusion| exclusion.contains(old));
+        new.snmp.iter().any(|credential| !self.snmp.contains(credential))
+            || old_d.port != new_d.port
+            || !old_d.exclude.iter().all(still)
+    }
+
     /// What applying `new` over these would change; empty when nothing.
     pub fn changes(&self, new: &Settings) -> Vec<String> {
         let mut said = Vec::new();

@@ -249,3 +249,38 @@ fn what_is_accepted_of_found_segments_is_a_choice_of_three() {
     asks.discovery.accept = Accept::Ask;
     assert_eq!(Settings::default().changes(&asks), ["discovery.accept: private -> ask"]);
 }
+
+#[test]
+fn what_a_sweep_could_not_find_before_is_looked_for_again() {
+    let settings = |discovery: &str, community: &str| {
+        let text =
+            format!("[discovery]\n{discovery}\n[[snmp]]\nversion = \"2c\"\ncommunity = \"{community}\"\n");
+        Settings::parse(&text).unwrap()
+    };
+    let old = settings("exclude = [\"10.1.0.0/24\"]", "a");
+    assert!(!old.finds_more(&old));
+    assert!(!old.finds_more(&settings("exclude = [\"10.1.0.0/16\"]\nrate = 7", "a")), "less is not more");
+    assert!(old.finds_more(&settings("", "a")));
+    assert!(old.finds_more(&settings("exclude = [\"10.1.0.0/25\"]", "a")));
+    assert!(old.finds_more(&settings("exclude = [\"10.1.0.0/24\"]\nport = 1161", "a")));
+    assert!(old.finds_more(&settings("exclude = [\"10.1.0.0/24\"]", "b")));
+}
+
+#[test]
+fn placements_name_what_is_wrong() {
+    for (text, key, reason) in [
+        ("pin = \"n1\"", "placement[1].segment", "is missing"),
+        ("segment = \"10.1.0.0/16\"", "placement[1]", "says nothing"),
+        (
+            "segment = \"10.1.0.0/16\"\npin = \"a\"\nforbid = [\"a\"]",
+            "placement[1]",
+            "pins and forbids the same",
+        ),
+        ("segment = \"10.1.0.5/16\"\npin = \"a\"", "placement[1].segment", "has bits behind its prefix"),
+        ("segment = \"10.1.0.0/16\"\npin = \"\"", "placement[1].pin", "is empty"),
+    ] {
+        let refused = Settings::parse(&format!("[[placement]]\n{text}\n")).unwrap_err();
+        let problem = &refused.problems[0];
+        assert!(problem.key == key && problem.reason.contains(reason), "{text}: {refused}");
+    }
+}

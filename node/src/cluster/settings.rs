@@ -62,7 +62,9 @@ impl Cluster {
     /// When the file is bad; it names the line.
     pub fn seal_settings(&self, text: &str, by: &str) -> Result<(PutSettings, Vec<String>), SettingsError> {
         let new = Settings::parse(text)?;
-        let before = self.settings()?.map_or_else(Settings::default, |settings| (*settings).clone());
+        let known = self.settings()?;
+        let first = known.is_none();
+        let before = known.map_or_else(Settings::default, |settings| (*settings).clone());
         let keys = self.keys();
         let mut failed = None;
         let toml = settings::seal_secrets(text, &mut |path, clear| {
@@ -80,7 +82,11 @@ impl Cluster {
             changes.push("note: [[alert]] rules are kept, but have no effect in this version".to_owned());
         }
         let expire_after_ms = new.metering.expire_after_ms;
-        Ok((PutSettings { toml, by: by.to_owned(), hide, expire_after_ms }, changes))
+        let sweep_again = !first && before.finds_more(&new);
+        if sweep_again {
+            changes.push("note: everything is swept again, as more may be found".to_owned());
+        }
+        Ok((PutSettings { toml, by: by.to_owned(), hide, expire_after_ms, sweep_again }, changes))
     }
 }
 
