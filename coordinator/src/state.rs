@@ -281,6 +281,7 @@ fn update_member(tables: &mut Overlay<'_>, update: &UpdateMember) -> Result<Answ
         (&mut member.zone, &update.zone),
         (&mut member.address, &update.address),
         (&mut member.version, &update.version),
+        (&mut member.trouble, &update.trouble),
     ];
     for (field, value) in texts {
         if let Some(value) = value {

@@ -181,7 +181,8 @@ impl Leader {
     /// another can.
     async fn make_way(&self, members: &[Member]) {
         let me = self.cluster.me().id;
-        let drained = members.iter().any(|member| member.id == me.0 && member.draining);
+        let tired = |member: &Member| member.draining || !member.trouble.is_empty();
+        let drained = members.iter().any(|member| member.id == me.0 && tired(member));
         if drained && self.cluster.successor().is_some() {
             self.cluster.hand_over(PATIENCE).await;
             return;
@@ -293,7 +294,9 @@ impl Leader {
             plan_epoch: meta.plan_epoch,
             members: members
                 .iter()
-                .map(|m| (m.id, m.zone.clone(), m.draining, m.witness, self.seen(m).0))
+                .map(|m| {
+                    (m.id, m.zone.clone(), m.draining || !m.trouble.is_empty(), m.witness, self.seen(m).0)
+                })
                 .collect(),
             reaches: reaches.clone(),
             explored_index: meta.explored_index,
@@ -338,7 +341,7 @@ impl Leader {
                 since,
                 draining: member.draining,
                 witness: member.witness,
-                can_collect: true,
+                can_collect: member.trouble.is_empty(),
             }
         };
         members.iter().map(view).collect()

@@ -23,6 +23,7 @@ use super::raft::{Log, Peer, Raft, Tuning, away};
 use super::register::Register;
 use super::server::{self, LastWord, Members, Roll};
 use super::snapshot;
+use super::space::{self, Space};
 use super::spool::{SPOOL_LIMIT, Spool};
 use super::standing::{self, Standing};
 use super::store::Store;
@@ -44,6 +45,7 @@ pub(crate) struct Running {
     pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) feed: Feed,
     pub(crate) gone: watch::Receiver<Gone>,
+    pub(crate) space: watch::Receiver<Space>,
     pub(crate) last_word: LastWord,
     pub(crate) start: Arc<Start>,
     tasks: Mutex<Tasks>,
@@ -218,6 +220,8 @@ pub(crate) async fn launch(
     let attending = shared.attend(&proposer, &gone, standing.clone());
     let lately = Duration::from_millis(2 * tuning.election_max_ms);
     let (raft, last_word) = (proposer.raft.clone(), shared.last_word.clone());
+    let (tell_space, space) = watch::channel(Space::default());
+    let watching = tokio::spawn(space::keep(directory.path().to_owned(), proposer.clone(), tell_space));
     let observing = tokio::spawn(standing::observe(raft, last_word, gone.subscribe(), lately, tell));
     Ok(Running {
         me,
@@ -229,13 +233,14 @@ pub(crate) async fn launch(
         standing,
         feed,
         gone: gone.subscribe(),
+        space,
         last_word: shared.last_word,
         start: shared.start,
         tasks: Mutex::new(Tasks {
             leaving: Some(shared.leaving),
             stop: Some(stop),
             serving: Some(serving),
-            others: vec![observing, attending],
+            others: vec![observing, attending, watching],
         }),
         joiner,
         _directory: directory,

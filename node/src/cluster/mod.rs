@@ -35,6 +35,7 @@ mod register;
 mod server;
 mod settings;
 mod snapshot;
+mod space;
 mod spool;
 mod standing;
 mod start;
@@ -63,6 +64,7 @@ pub use changes::{Changes, Seen, Touched};
 pub use keys::{KeyError, Keys};
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
 pub use settings::SettingsError;
+pub use space::Space;
 pub use spool::{SPOOL_LIMIT, Spool, SpoolError};
 pub use standing::{Role, Standing};
 pub use store::View;
@@ -381,6 +383,11 @@ impl Cluster {
     /// Where this node stands; marked changed whenever something of it changes.
     pub fn watch(&self) -> watch::Receiver<Standing> {
         self.inner.standing.clone()
+    }
+
+    /// How much room this node's disk has.
+    pub fn space(&self) -> watch::Receiver<Space> {
+        self.inner.space.clone()
     }
 
     /// How long ago each peer acknowledged, the former leader at least spoke; empty unless this node leads.

@@ -22,6 +22,7 @@ use super::parts::{Newborn, Parts, random16};
 use super::place::{Place, labels};
 use super::propose::Proposer;
 use super::raft::{Peer, Tuning, away};
+use super::space;
 use super::store::{META, Store, key};
 use super::token::Token;
 use super::{Me, OpenError, Start};
@@ -184,6 +185,7 @@ pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenEr
     card.witness |= start.witness;
     card.listen = place.listen.to_string();
     card.advertise.clone_from(&place.advertise);
+    space::give_up_reserve(directory.path());
     let store = database(&directory.db(), card, false).await?;
     let view = store.view().map_err(OpenError::during("read the tables"))?;
     let meta = rows::meta(&view).map_err(OpenError::during("read the tables"))?;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::listing::{Listing, Render};
 use super::{Site, devices, facts, guard, segments};
+use crate::cluster::Space;
 
 /// Listings by token; the local control socket mounts [`listings`] without one.
 pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
@@ -82,10 +83,13 @@ pub(super) fn answer(headers: &HeaderMap, rows: Result<Vec<Value>, Fault>) -> Re
 
 async fn readyz(State(site): State<Arc<Site>>) -> Response {
     let quorum = site.cluster.watch().borrow().quorum;
-    if quorum {
-        "ok\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no quorum\n").into_response()
+    let space = *site.cluster.space().borrow();
+    match (quorum, space) {
+        (true, Space::Enough) => "ok\n".into_response(),
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "no quorum\n").into_response(),
+        (true, Space::Short) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the disk is nearly full\n").into_response()
+        }
     }
 }
 

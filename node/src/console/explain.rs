@@ -72,7 +72,7 @@ fn verdicts(
         since: Millis(0),
         draining: member.draining,
         witness: member.witness,
-        can_collect: true,
+        can_collect: member.trouble.is_empty(),
     };
     let view = PlanView::read(&tables, &settings, members.iter().map(node).collect(), clock::now())?;
     let explained =

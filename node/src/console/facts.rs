@@ -129,7 +129,8 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
         () if standing.voters.contains(&id) => "voter",
         () => "learner",
     };
-    json!({
+    let trouble = Some(&member.trouble).filter(|trouble| !trouble.is_empty());
+    let mut row = json!({
         "name": member.name,
         "id": member.id,
         "address": member.address,
@@ -143,7 +144,11 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
         "version": member.version,
         "draining": member.draining,
         "capabilities": member.capabilities,
-    })
+    });
+    if let (Some(trouble), Some(row)) = (trouble, row.as_object_mut()) {
+        put(row, "trouble", json!(trouble));
+    }
+    row
 }
 
 fn decode<M: Message + Default>(table: Table, stored: &Bytes) -> Result<M, Fault> {

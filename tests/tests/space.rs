@@ -1,0 +1,103 @@
+//! A disk that fills up: the node on it steps back, the others do its work, and with room it is back by itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use quire_tests::cluster::{Cluster, Ports, TRANSITION, own_host, settings};
+use quire_tests::process::{complain, free_udp_port, http_get, wait};
+use serde_json::Value;
+
+/// A small file system of its own; it goes with this.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None` where none can be mounted.
+    fn mount(at: &Path) -> Result<Option<Disk>> {
+        std::fs::create_dir(at).context("make a place for a disk")?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=200m,mode=0700", "quire-test"])
+            .arg(at)
+            .output()
+            .context("run mount")?;
+        Ok(mounted.status.success().then(|| Disk(at.to_owned())))
+    }
+
+    /// Leaves so many MB.
+    fn fill(&self, left: u64) -> Result<()> {
+        let stat =
+            Command::new("df").args(["--output=avail", "-B1M"]).arg(&self.0).output().context("run df")?;
+        let free =
+            String::from_utf8_lossy(&stat.stdout).lines().nth(1).unwrap_or_default().trim().parse::<u64>()?;
+        let some = vec![1; usize::try_from(free.saturating_sub(left))? << 20];
+        std::fs::write(self.0.join("somebody-else"), some).context("fill the disk")
+    }
+
+    fn clear(&self) -> Result<()> {
+        std::fs::remove_file(self.0.join("somebody-else")).context("make room")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+fn row(cluster: &Cluster, name: &str) -> Result<Value> {
+    let rows = cluster.quire("n1", &["members", "--format", "json"])?.json()?;
+    rows.into_iter().find(|row| row["name"] == name).context("no such member")
+}
+
+fn scenario() -> Result<()> {
+    let mut cluster = Cluster::empty(own_host(), Ports::Free)?;
+    cluster.init("n1")?;
+    let Some(disk) = Disk::mount(&cluster.scratch("n2"))? else {
+        complain("left out: a disk that fills up (no file system can be mounted here)");
+        return cluster.finish();
+    };
+    cluster.join("n2")?;
+    cluster.join("n3")?;
+    cluster.await_whole()?;
+    let port = free_udp_port(own_host())?;
+    cluster.apply(&settings(&["127.88.0.0/21"], port, 5_000))?;
+    wait("n2 to have work", TRANSITION, || {
+        let n2 = row(&cluster, "n2")?;
+        ensure!(
+            n2["units"].as_u64() > Some(0) && n2["role"] == "voter" && n2.get("trouble").is_none(),
+            "{n2}"
+        );
+        Ok(())
+    })?;
+    cluster.any(&["transfer-leader", "n2"])?.ok()?;
+    wait("n2 to lead", TRANSITION, || {
+        let leader = cluster.leader()?;
+        ensure!(leader == "n2", "{leader} leads");
+        Ok(())
+    })?;
+
+    cluster.announce("MB are left on the disk");
+    disk.fill(20)?;
+    wait("n2 to step back", TRANSITION, || {
+        let (n2, leader) = (row(&cluster, "n2")?, cluster.leader()?);
+        let stepped_back = n2["trouble"] == "the disk is nearly full" && n2["units"] == 0;
+        ensure!(stepped_back && n2["alive"] == true && leader != "n2", "{leader} leads, {n2}");
+        let (code, text) = http_get(cluster.node("n2")?.console, "/readyz")?;
+        ensure!(code == 503 && text.contains("disk"), "{code} {text}");
+        Ok(())
+    })?;
+    disk.clear()?;
+    wait("n2 to be back", TRANSITION, || {
+        let n2 = row(&cluster, "n2")?;
+        ensure!(n2.get("trouble").is_none() && n2["units"].as_u64() > Some(0), "{n2}");
+        Ok(())
+    })?;
+    cluster.stop("n2")?;
+    drop(disk);
+    cluster.finish()
+}
+
+#[test]
+fn a_full_disk_costs_its_node_its_work_and_nobody_a_reading() {
+    scenario().unwrap();
+}
