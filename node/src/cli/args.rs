@@ -280,7 +280,7 @@ pub(crate) enum DeviceCommand {
     Set {
         /// Its id
         device: String,
-        /// Such as location="Room 7"
+        /// Such as location="Room 7"; certificate= forgets the pinned certificate of its web server
         #[arg(required = true, value_name = "FIELD=VALUE")]
         values: Vec<String>,
     },

@@ -103,13 +103,14 @@ impl Tools {
         credential: &Arc<Credential>,
         plan: Option<ReadPlan>,
         patience: Patience,
+        pin: &mut web::Pin,
     ) -> Finished {
         let profiles = self.scripts.profiles();
         let mut finished = device::read(&self.snmp, peer, credential, plan, patience, profiles).await;
-        let asking = self.web.asking(&self.settings, peer.ip());
+        let asking = self.web.asking(&self.settings, peer.ip(), pin);
         let learnt =
             script::improve(&self.scripts, &self.snmp, peer, credential, &asking, &mut finished).await;
-        self.web.learn(peer.ip(), &learnt);
+        self.web.learn(peer.ip(), &learnt, pin);
         finished
     }
 }
