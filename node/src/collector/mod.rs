@@ -9,6 +9,7 @@ mod capability;
 mod credentials;
 mod explore;
 mod follow;
+mod lend;
 mod local;
 mod reach;
 mod read;
@@ -33,12 +34,12 @@ use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
 use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
 use quire_proto::store::UnitRow;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::cluster::{Changes, Cluster};
+use crate::cluster::{Changes, Cluster, Wanted};
 use crate::device::browser::Browser;
 use crate::device::script::{self, Scripts};
 use crate::device::{self, Finished, ReadPlan};
@@ -97,7 +98,7 @@ pub(super) struct Tools {
 
 impl Tools {
     /// Reads a device: the standard first, then the profiles that know it better.
-    pub(super) async fn read(
+    async fn read(
         &self,
         peer: SocketAddr,
         credential: &Arc<Credential>,
@@ -107,7 +108,8 @@ impl Tools {
     ) -> Finished {
         let profiles = self.scripts.profiles();
         let mut finished = device::read(&self.snmp, peer, credential, plan, patience, profiles).await;
-        let asking = self.web.asking(&self.settings, peer.ip(), pin);
+        let mut asking = self.web.asking(&self.settings, peer.ip(), pin);
+        asking.elsewhere = Some(Arc::new(lend::Others(self.cluster.clone())));
         let learnt =
             script::improve(&self.scripts, &self.snmp, peer, credential, &asking, &mut finished).await;
         self.web.learn(peer.ip(), &learnt, pin);
@@ -135,6 +137,9 @@ pub(crate) struct Collector {
     tasks: JoinSet<(Task, Ended)>,
     sweeps: BTreeMap<UnitId, Running>,
     reads: BTreeMap<DeviceId, Running>,
+    /// Pages that other nodes want shown, and those that are being shown.
+    wanted: Option<mpsc::Receiver<Wanted>>,
+    showing: JoinSet<()>,
     looked: Instant,
     /// The ceiling that was set last.
     rate: Option<u32>,
@@ -166,6 +171,8 @@ impl Collector {
         };
         Collector {
             changes: cluster.changes(),
+            wanted: cluster.pages(),
+            showing: JoinSet::new(),
             cluster,
             tools,
             roster,
@@ -194,6 +201,13 @@ impl Collector {
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     let (task, ended) = done.context("collect from a device")?;
                     self.end(&task, ended);
+                }
+                Some(wanted) = next(&mut self.wanted), if self.showing.len() < lend::SHOWING => {
+                    let tools = self.tools.clone();
+                    self.showing.spawn(lend::show(tools, wanted));
+                }
+                Some(shown) = self.showing.join_next(), if !self.showing.is_empty() => {
+                    shown.context("show a page for another node")?;
                 }
                 () = tokio::time::sleep(pause) => {}
             }
@@ -279,6 +293,13 @@ impl Collector {
             };
             (task, ended)
         });
+    }
+}
+
+async fn next(wanted: &mut Option<mpsc::Receiver<Wanted>>) -> Option<Wanted> {
+    match wanted {
+        Some(wanted) => wanted.recv().await,
+        None => None,
     }
 }
 

@@ -198,6 +198,7 @@ fn asking(settings: &Settings, ip: IpAddr, known: &Known, pin: &Pin) -> Asking {
         login: login.map(|login| Arc::new(Login::new(&login.user, login.password.expose()))),
         pin: pin.get(),
         browser: None,
+        elsewhere: None,
     }
 }
 

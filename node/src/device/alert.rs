@@ -212,7 +212,6 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::super::responder::Responder;
-    use super::*;
     use quire_proto::reading::Via;
 
     const PRINTER: &str = "\

@@ -174,19 +174,20 @@ fn a_repeated_read_of_eight_supplies_takes_few_octets() {
     assert!(cost.octets <= 400 && cost.packets == 1, "{} octets in {} packets", cost.octets, cost.packets);
 }
 
-/// These rows of (index, group, group index, code) as lines of prtAlertTable.
-fn alerts(rows: &[(u32, u32, u32, u32)]) -> String {
+/// The printer with these rows of (index, group, group index, code) in its prtAlertTable.
+fn with_alerts(printer: &str, rows: &[(u32, u32, u32, u32)]) -> String {
     let cell = |column: usize, (index, group, part, code): &(u32, u32, u32, u32)| {
         let value = [4, 0, *group, *part, 0, *code][column - 2];
         format!("1.3.6.1.2.1.43.18.1.1.{column}.1.{index}|2|{value}\n")
     };
-    [2, 4, 5, 7].iter().flat_map(|column| rows.iter().map(move |row| cell(*column, row))).collect()
+    let cells = [2, 4, 5, 7].into_iter().flat_map(|column| rows.iter().map(move |row| cell(column, row)));
+    std::iter::once(printer.to_owned()).chain(cells).collect()
 }
 
 #[test]
 fn alerts_are_watched_in_the_one_packet_of_a_repeated_read() {
     let rows = [(4, 8, 2, 808), (9, 6, 1, 3)];
-    let text = eight() + &alerts(&rows);
+    let text = with_alerts(&eight(), &rows);
     let responder = Responder::of(&text);
     let (first, _) = responder.read(Via::SnmpV2c, None);
     let (again, cost) = responder.read(Via::SnmpV2c, Some(first.plan));
@@ -195,7 +196,7 @@ fn alerts_are_watched_in_the_one_packet_of_a_repeated_read() {
     // Another row, one less, another code under another index: seen by the very next read.
     let mut plan = again.plan;
     for rows in [&[(4, 8, 2, 808), (9, 6, 1, 3), (10, 13, 1, 8)][..], &[(9, 6, 1, 3)], &[(12, 11, 1, 1104)], &[]] {
-        let text = eight() + &alerts(rows);
+        let text = with_alerts(&eight(), rows);
         let (next, cost) = Responder::of(&text).read(Via::SnmpV2c, Some(plan));
         assert_eq!(next.reading, Some(whole(&text)), "{rows:?}");
         assert!(cost.packets <= 3, "{} packets", cost.packets);
@@ -205,7 +206,7 @@ fn alerts_are_watched_in_the_one_packet_of_a_repeated_read() {
 
 #[test]
 fn the_first_alert_of_a_device_is_seen_soon() {
-    let (text, quiet) = (eight() + &alerts(&[(1, 13, 1, 8)]), eight());
+    let (text, quiet) = (with_alerts(&eight(), &[(1, 13, 1, 8)]), eight());
     // That the state says nothing of it costs two reads at the most.
     let mut plan = Responder::of(&quiet).read(Via::SnmpV2c, None).0.plan;
     let mut seen = Vec::new();
@@ -224,7 +225,7 @@ fn the_first_alert_of_a_device_is_seen_soon() {
 
 #[test]
 fn a_device_that_is_silent_about_its_alerts_keeps_its_counters() {
-    let text = PRINTER.to_owned() + &alerts(&[(1, 13, 1, 8)]);
+    let text = with_alerts(PRINTER, &[(1, 13, 1, 8)]);
     let responder = Responder::of(&text);
     let asks_alerts = |request: &Request| match request {
         Request::GetBulk { non_repeaters: 0, oids, .. } => oids.len() == 4,
