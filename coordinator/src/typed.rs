@@ -36,7 +36,9 @@ pub(crate) fn set(
             continue;
         }
         if value.field == CERTIFICATE {
-            return Ok(refuse("a certificate is pinned when it is met first: write certificate= to forget it"));
+            return Ok(refuse(
+                "a certificate is pinned when it is met first: write certificate= to forget it",
+            ));
         }
         if !FIELDS.contains(&value.field.as_str()) {
             return Ok(refuse(format!("`{}` cannot be typed: use {}", value.field, FIELDS.join(", "))));

@@ -6,7 +6,7 @@
 mod hops;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::clock;
+use crate::device::local::{self, Places};
 use crate::device::script::{self, Scripts};
 use crate::device::web::{self, Asking};
 use crate::device::{self, Place, ReadPlan, Verdict, device_json};
@@ -47,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) ipp: bool,
     /// How many routers away from this machine's own links to look; `None`: at the targets only.
     pub(crate) hops: Option<u32>,
+    /// List the printers that hang on this machine, too.
+    pub(crate) local: bool,
 }
 
 impl Options {
@@ -209,6 +212,9 @@ pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> an
         found,
         scripts: Scripts::built_in(),
     };
+    if options.local {
+        pass.look_around().await;
+    }
     let mut reads = JoinSet::new();
     let mut sweeping = true;
     loop {
@@ -308,22 +314,36 @@ impl Pass {
         }
     }
 
+    /// Printers on this machine's own cables: they are where it is.
+    async fn look_around(&mut self) {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for found in local::find(&Places::default()).await {
+            self.show(here, Some(0), &found.key, &found.reading).await;
+        }
+    }
+
     async fn found(&mut self, peer: SocketAddr, reading: Option<Reading>) {
         let Some(reading) = reading else { return };
+        let hops = self.found.hops_to(peer.ip());
+        self.show(peer.ip(), hops, &peer.to_string(), &reading).await;
+    }
+
+    /// Tells of a device; `place` names it where nothing better does.
+    async fn show(&mut self, ip: IpAddr, hops: Option<u8>, place: &str, reading: &Reading) {
         self.summary.devices += 1;
         let at = clock::now().rfc3339();
-        let id = identity::standalone_id(&reading.facts, &peer.to_string());
+        let id = identity::standalone_id(&reading.facts, place);
         let place = Place {
             id: Some(id.as_str()),
-            address: Some(peer.ip()),
-            addresses: &[peer.ip()],
-            hops: self.found.hops_to(peer.ip()),
+            address: Some(ip),
+            addresses: &[ip],
+            hops,
             first_seen: Some(&at),
             last_seen: Some(&at),
             metered_at: self.read.then_some(at.as_str()),
             ..Place::default()
         };
-        self.tell(Finding::Device(device_json(&place, &reading))).await;
+        self.tell(Finding::Device(device_json(&place, reading))).await;
     }
 
     /// Pages and IPP of the addresses that SNMP heard nothing of, new ones no faster than packets may be sent.

@@ -351,10 +351,7 @@ impl Service for Members {
         }
     }
 
-    async fn show(
-        &self,
-        request: Request<proto::ShowRequest>,
-    ) -> Result<Response<proto::ShowReply>, Status> {
+    async fn show(&self, request: Request<proto::ShowRequest>) -> Result<Response<proto::ShowReply>, Status> {
         self.admit(&request, request.get_ref().envelope.as_ref())?;
         self.door.show(request.into_inner()).await.map(Response::new)
     }

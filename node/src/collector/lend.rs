@@ -217,7 +217,10 @@ mod tests {
         let (page, shown) = handed.page.unwrap();
         assert_eq!((page.url.as_str(), page.status), ("https://10.0.0.5/status?x=1", 200));
         assert_eq!((page.text().as_str(), shown.text.as_str()), ("<p>ä 7</p>", "ä 7"));
-        assert_eq!((handed.learnt.fingerprint, handed.learnt.login_refused), (Some(Fingerprint([7; 32])), true));
+        assert_eq!(
+            (handed.learnt.fingerprint, handed.learnt.login_refused),
+            (Some(Fingerprint([7; 32])), true)
+        );
         let come = |miss| match said(Err(miss)) {
             Came::Miss(miss) => miss_of(&miss),
             Came::Page(_) => panic!("a miss is no page"),

@@ -73,7 +73,8 @@ impl Alerts {
         let behind = successors.get(self.codes.len());
         successors.len() == self.codes.len() + 1
             && self.codes.iter().zip(successors).all(same)
-            && behind.is_some_and(|last| !(has_value(&last.value) && last.oid.arcs().starts_with(mib::ALERT_CODE)))
+            && behind
+                .is_some_and(|last| !(has_value(&last.value) && last.oid.arcs().starts_with(mib::ALERT_CODE)))
     }
 
     /// Adds what the bits of hrPrinterDetectedErrorState did not say already.
@@ -133,10 +134,7 @@ impl Row {
     /// True when this row says that an earlier one's cover is closed again: devices that do not remove a warning when
     /// its cause is gone (RFC 3805 section 2.2.13.4, unary alerts) add such a row.
     fn ends(&self, earlier: &Row) -> bool {
-        let closed = matches!(
-            (earlier.code, self.code),
-            (3, 4) | (5, 6) | (18, 19) | (501, 502)
-        );
+        let closed = matches!((earlier.code, self.code), (3, 4) | (5, 6) | (18, 19) | (501, 502));
         closed && (self.group, self.part) == (earlier.group, earlier.part)
     }
 

@@ -195,7 +195,9 @@ fn alerts_are_watched_in_the_one_packet_of_a_repeated_read() {
     assert!(cost.packets == 1 && cost.octets < 500, "{} octets in {} packets", cost.octets, cost.packets);
     // Another row, one less, another code under another index: seen by the very next read.
     let mut plan = again.plan;
-    for rows in [&[(4, 8, 2, 808), (9, 6, 1, 3), (10, 13, 1, 8)][..], &[(9, 6, 1, 3)], &[(12, 11, 1, 1104)], &[]] {
+    for rows in
+        [&[(4, 8, 2, 808), (9, 6, 1, 3), (10, 13, 1, 8)][..], &[(9, 6, 1, 3)], &[(12, 11, 1, 1104)], &[]]
+    {
         let text = with_alerts(&eight(), rows);
         let (next, cost) = Responder::of(&text).read(Via::SnmpV2c, Some(plan));
         assert_eq!(next.reading, Some(whole(&text)), "{rows:?}");

@@ -268,7 +268,14 @@ impl ReadPlan {
         Some(Request::GetBulk {
             non_repeaters: u8::try_from(singles + watched.len()).ok()?,
             max_repetitions: u8::try_from(shape.run).ok()?,
-            oids: often.by_ref().take(singles).collect::<Vec<_>>().into_iter().chain(watched).chain(often.next()).collect(),
+            oids: often
+                .by_ref()
+                .take(singles)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .chain(watched)
+                .chain(often.next())
+                .collect(),
         })
     }
 
@@ -279,7 +286,7 @@ impl ReadPlan {
     }
 
     /// True when this read looks at prtAlertTable, too: known rows are watched every time.
-    fn is_watching(&self) -> bool {
+    pub(super) fn is_watching(&self) -> bool {
         !self.mute_alerts && (self.alerts.is_some() || (self.uses + 1).is_multiple_of(GLANCE))
     }
 
@@ -300,15 +307,6 @@ impl ReadPlan {
         }
         let came: Vec<VarBind> = varbinds.drain(start..start + count).collect();
         Some(self.alerts.as_deref().unwrap_or(&Alerts::default()).are(&came))
-    }
-
-    /// True when the alerts must be read: they are others than before (`same`, as far as they were watched), or are due
-    /// and could not be watched, or the printer says that something `ails` it.
-    pub(super) fn must_read_alerts(&self, same: Option<bool>, ails: bool) -> bool {
-        match same {
-            Some(same) => !same,
-            None => self.is_watching() || ails && !self.mute_alerts,
-        }
     }
 
     /// Takes what prtAlertTable says now.

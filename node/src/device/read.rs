@@ -329,7 +329,7 @@ impl Read {
         let expected =
             |oid: &Oid| came.next().is_some_and(|varbind| varbind.oid == *oid && has_value(&varbind.value));
         if response.error_status != 0 || !self.plan.often().all(expected) {
-            self.plan.exact = true;
+            (self.plan.exact, self.same_alerts) = (true, None);
             self.phase = self.exact();
             return;
         }
@@ -341,12 +341,17 @@ impl Read {
 
     /// Makes the reading of what a planned read brought; `thorough`: of all that it can ask for.
     fn settle(&mut self, thorough: bool) -> Phase {
+        let due = self.plan.is_watching();
         match self.plan.patch(&self.answers, thorough) {
             Patched::Reading(reading) => {
-                let ails = thorough
-                    && (!reading.conditions.is_empty() || reading.status == Some(Status::Stopped));
+                let ails = !reading.conditions.is_empty() || reading.status == Some(Status::Stopped);
                 self.patched = Some(reading);
-                if self.plan.must_read_alerts(self.same_alerts, ails) { self.alerts() } else { Phase::Done }
+                // As far as they were watched; else when they are due, or something is wrong since the last read.
+                let other = match self.same_alerts {
+                    Some(same) => !same,
+                    None => due || thorough && ails && !self.plan.mute_alerts,
+                };
+                if other { self.alerts() } else { Phase::Done }
             }
             Patched::Thorough => Phase::Thorough(Fetch::new(self.plan.rest(), GET_WIDTH, false)),
             Patched::Anew => {
