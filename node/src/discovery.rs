@@ -58,6 +58,23 @@ impl Options {
     }
 }
 
+/// Addresses that are asked on several ports: there is a device on each, and whose the one web server is nobody knows.
+struct Shared(Vec<Extent>);
+
+impl Shared {
+    fn of(targets: &[Target], port: u16) -> Shared {
+        let mut ports: BTreeMap<u16, Extent> = BTreeMap::new();
+        targets
+            .iter()
+            .for_each(|target| ports.entry(target.port().unwrap_or(port)).or_default().insert_hosts(target));
+        Shared(if ports.len() > 1 { ports.into_values().collect() } else { Vec::new() })
+    }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        self.0.iter().filter(|hosts| hosts.contains(ip)).take(2).count() > 1
+    }
+}
+
 /// What comes out, one by one.
 pub(crate) enum Finding {
     /// A device in the contract's JSON.
@@ -207,6 +224,7 @@ pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> an
         summary: Summary::default(),
         read: options.read,
         asking: Arc::new(options.asking()),
+        shared: Shared::of(&options.targets, options.port),
         visits: Arc::new(Semaphore::new(VISITS)),
         answered: BTreeSet::new(),
         found,
@@ -260,6 +278,7 @@ struct Pass {
     summary: Summary,
     read: bool,
     asking: Arc<Asking>,
+    shared: Shared,
     visits: Arc<Semaphore>,
     /// Who spoke SNMP, printer or not.
     answered: BTreeSet<IpAddr>,
@@ -282,7 +301,11 @@ impl Pass {
                     let via = device::via(&credential);
                     return self.found(peer, device::glance(via, &answer.response.varbinds)).await;
                 }
-                let (snmp, asking, visits) = (snmp.clone(), self.asking.clone(), self.visits.clone());
+                let (snmp, visits) = (snmp.clone(), self.visits.clone());
+                let asking = match self.shared.has(peer.ip()) {
+                    true => Arc::default(),
+                    false => self.asking.clone(),
+                };
                 let scripts = self.scripts.clone();
                 reads.spawn(async move {
                     let glimpsed = Some(ReadPlan::glimpsed(&answer.response.varbinds));
@@ -379,5 +402,23 @@ impl Pass {
     async fn tell(&self, finding: Finding) {
         // The caller has gone: the pass goes on to its end, which is near.
         drop(self.tell.send(finding).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_devices_on_several_ports_has_no_pages_of_its_own() {
+        let shared = |targets: &[&str]| {
+            let targets: Vec<Target> = targets.iter().map(|target| target.parse().unwrap()).collect();
+            let shared = Shared::of(&targets, 161);
+            move |ip: &str| shared.has(ip.parse().unwrap())
+        };
+        let one = shared(&["10.0.0.0/24", "10.0.0.5", "10.0.0.5:161"]);
+        assert!(!one("10.0.0.5"));
+        let two = shared(&["10.0.0.0/24", "10.0.0.5:1161"]);
+        assert!(two("10.0.0.5") && !two("10.0.0.6"));
     }
 }
