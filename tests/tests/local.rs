@@ -159,7 +159,7 @@ fn of_a_node(cups: &Cupsd) -> Result<()> {
         ensure!(said[key] == *value, "{key}: {} in {said}", said[key]);
     }
     // Read on request, long before its period is over.
-    std::fs::write(&file, "[discovery]\nsegments = []\n[metering]\nevery = \"90d\"\n")?;
+    std::fs::write(&file, "[discovery]\nsegments = []\n[metering]\nevery = \"28d\"\n")?;
     quire(&["settings", "apply", &file.display().to_string()])?.ok()?;
     let id = device["id"].as_str().context("no id")?;
     let metered = |devices: &[Value]| devices.first().map(|device| device["metered_at"].clone());
@@ -171,7 +171,7 @@ fn of_a_node(cups: &Cupsd) -> Result<()> {
         Ok(())
     })?;
     // Off: nothing more is read of it.
-    std::fs::write(&file, "[discovery]\nsegments = []\nlocal = false\n[metering]\nevery = \"90d\"\n")?;
+    std::fs::write(&file, "[discovery]\nsegments = []\nlocal = false\n[metering]\nevery = \"28d\"\n")?;
     let changed = quire(&["settings", "apply", &file.display().to_string()])?.ok()?;
     ensure!(changed.contains("discovery.local: true -> false"), "{changed}");
     Ok(())
