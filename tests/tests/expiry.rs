@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// How long a device may be silent here; read every 10 s, so a few reads may be late.
-const EXPIRE_AFTER: &str = "40s";
+/// How long a device may be silent here: the shortest that settings take. Read every 10 s, so a few reads may be late.
+const EXPIRE_AFTER: &str = "60s";
 
 /// For a sweep, and for a device to expire, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
