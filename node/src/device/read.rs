@@ -375,6 +375,7 @@ impl Read {
             Phase::Often | Phase::Exact(_) | Phase::Thorough(_) => self.give_up(),
             Phase::Who(_) | Phase::Supplies(_) | Phase::Named(_) | Phase::Names(_) => self.give_up(),
             Phase::Private(_) | Phase::Colors(_) => self.give_up(),
+            Phase::Alerts(walk) if walk.bulk() => walk.without_bulk(),
             Phase::Alerts(_) => {
                 // All else is known: a table that silences the device costs its alerts, not its counters.
                 self.plan.mute_alerts = true;
