@@ -355,6 +355,29 @@ fn what_was_typed_stays_until_it_is_cleared_and_follows_merges() {
 }
 
 #[test]
+fn the_first_certificate_stays_wherever_the_device_lives_until_it_is_forgotten() {
+    let mut world = World::new();
+    let read = |hour: u64, host: u8, octet: u8, length: usize| Observation {
+        certificate: vec![octet; length].into(),
+        ..observation(hour, &at(hour, Some(1), Some(1), host, hour))
+    };
+    let pinned = |world: &World| world.devices()[0].certificate.to_vec();
+    hand_in(&mut world, &[read(1, 5, 9, 7)]);
+    assert!(pinned(&world).is_empty(), "no SHA-256");
+    hand_in(&mut world, &[read(2, 5, 1, 32), read(3, 5, 2, 32), read(4, 6, 3, 32), read(5, 6, 0, 0)]);
+    assert_eq!(pinned(&world), [1; 32]);
+    let id = world.devices()[0].id.clone();
+    assert!(world.refused(set(&id, "certificate", "sha256:00")).contains("forget"));
+    world.done(set(&id, "location", "Room 7"));
+    assert_eq!(pinned(&world), [1; 32]);
+    world.done(set(&id, "certificate", ""));
+    assert!(pinned(&world).is_empty());
+    hand_in(&mut world, &[read(6, 6, 3, 32)]);
+    assert_eq!(pinned(&world), [3; 32]);
+    assert_eq!(world.devices()[0].typed.len(), 1, "nobody typed a certificate");
+}
+
+#[test]
 fn a_reset_and_a_replacement_are_events_of_the_device() {
     let mut world = World::new();
     let read = |hour, total, percent| {

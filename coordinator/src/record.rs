@@ -119,6 +119,7 @@ fn keep_reading(
             device.hops = rows::unit(tables, unit)?.and_then(|row| row.hops);
         }
         device.user.clone_from(&observation.user);
+        pin(&mut device, &observation.certificate);
         device.reading = stored.clone();
         device.metered_at_ms = observation.at_ms;
         device.misses = 0;
@@ -163,6 +164,14 @@ fn keep_facts(
     device.hidden = hidden(meta, &device.address);
     tables.put(Table::Devices, device.id.as_bytes(), &device);
     Ok(())
+}
+
+/// The first certificate stays until the operator takes it away (`typed`); what is no SHA-256 is none.
+fn pin(device: &mut DeviceRow, certificate: &Bytes) {
+    const SHA256: usize = 32;
+    if device.certificate.is_empty() && certificate.len() == SHA256 {
+        device.certificate.clone_from(certificate);
+    }
 }
 
 /// Brings what lasts longer than a reading to a later one, and keeps what happened.

@@ -400,7 +400,7 @@ fn metering(mut form: Form<'_>, into: &mut Metering, problems: &Problems<'_>) {
     put(&mut into.every_ms, every);
     let expire = form.take("expire_after");
     let at = expire.as_ref().map_or(form.at, |field| field.at);
-    let bounds = within(3_600 * SECOND_MS, 3_650 * DAY_MS);
+    let bounds = within(60 * SECOND_MS, 3_650 * DAY_MS);
     put(&mut into.expire_after_ms, expire.and_then(|field| field.parsed("\"42d\"", bounds)));
     if into.expire_after_ms < into.every_ms {
         problems.add(

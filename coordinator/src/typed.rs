@@ -13,6 +13,9 @@ use crate::tables::{Fault, Overlay, Read, ReadExt, Table};
 /// What may be typed.
 pub const FIELDS: [&str; 3] = ["name", "location", "asset"];
 
+/// What may be taken away beside, by an empty value: the pinned certificate, so that the next one that is met counts.
+const CERTIFICATE: &str = "certificate";
+
 /// Longest value, in octets, as of sysLocation (RFC 3418).
 const LONGEST: usize = 255;
 
@@ -29,6 +32,14 @@ pub(crate) fn set(
         return Ok(refuse("nothing to set: write location=\"Room 7\""));
     }
     for value in &set.values {
+        if value.field == CERTIFICATE && value.value.is_empty() {
+            continue;
+        }
+        if value.field == CERTIFICATE {
+            return Ok(refuse(
+                "a certificate is pinned when it is met first: write certificate= to forget it",
+            ));
+        }
         if !FIELDS.contains(&value.field.as_str()) {
             return Ok(refuse(format!("`{}` cannot be typed: use {}", value.field, FIELDS.join(", "))));
         }
@@ -39,7 +50,12 @@ pub(crate) fn set(
     let mut own: SetDevice = tables.row(Table::Typed, set.device.as_bytes())?.unwrap_or_default();
     own.device.clone_from(&set.device);
     let mut said = Vec::new();
-    for value in &set.values {
+    let forgets = set.values.iter().any(|value| value.field == CERTIFICATE);
+    if forgets {
+        device.certificate.clear();
+        said.push("forgot the pinned certificate".to_owned());
+    }
+    for value in set.values.iter().filter(|value| value.field != CERTIFICATE) {
         let text = value.value.trim();
         // What is cleared stays as an empty value, so that it also covers what a merged device brought along.
         own.values.retain(|known| known.field != value.field);
@@ -52,7 +68,13 @@ pub(crate) fn set(
     tables.put(Table::Typed, set.device.as_bytes(), &own);
     let mut group = Vec::new();
     for face in &device.faces {
-        group.extend(tables.row::<FaceRow>(Table::Faces, face.as_bytes())?);
+        let Some(mut row) = tables.row::<FaceRow>(Table::Faces, face.as_bytes())? else { continue };
+        // A face remembers the device's row, with what was pinned then.
+        if let Some(latest) = row.latest.as_mut().filter(|_| forgets) {
+            latest.certificate.clear();
+            tables.put(Table::Faces, face.as_bytes(), &row);
+        }
+        group.push(row);
     }
     device.typed = of_group(tables, &device.id, &group)?;
     tables.put(Table::Devices, device.id.as_bytes(), &device);

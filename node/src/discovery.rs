@@ -6,7 +6,7 @@
 mod hops;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::clock;
+use crate::device::local::{self, Places};
 use crate::device::script::{self, Scripts};
 use crate::device::web::{self, Asking};
 use crate::device::{self, Place, ReadPlan, Verdict, device_json};
@@ -47,11 +48,30 @@ pub(crate) struct Options {
     pub(crate) ipp: bool,
     /// How many routers away from this machine's own links to look; `None`: at the targets only.
     pub(crate) hops: Option<u32>,
+    /// List the printers that hang on this machine, too.
+    pub(crate) local: bool,
 }
 
 impl Options {
     fn asking(&self) -> Asking {
         Asking { ports: self.http.clone(), ipp: self.ipp, unknown: self.http_named, ..Asking::default() }
+    }
+}
+
+/// Addresses that are asked on several ports: there is a device on each, and whose the one web server is nobody knows.
+struct Shared(Vec<Extent>);
+
+impl Shared {
+    fn of(targets: &[Target], port: u16) -> Shared {
+        let mut ports: BTreeMap<u16, Extent> = BTreeMap::new();
+        targets
+            .iter()
+            .for_each(|target| ports.entry(target.port().unwrap_or(port)).or_default().insert_hosts(target));
+        Shared(if ports.len() > 1 { ports.into_values().collect() } else { Vec::new() })
+    }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        self.0.iter().filter(|hosts| hosts.contains(ip)).take(2).count() > 1
     }
 }
 
@@ -204,11 +224,15 @@ pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> an
         summary: Summary::default(),
         read: options.read,
         asking: Arc::new(options.asking()),
+        shared: Shared::of(&options.targets, options.port),
         visits: Arc::new(Semaphore::new(VISITS)),
         answered: BTreeSet::new(),
         found,
         scripts: Scripts::built_in(),
     };
+    if options.local {
+        pass.look_around().await;
+    }
     let mut reads = JoinSet::new();
     let mut sweeping = true;
     loop {
@@ -254,6 +278,7 @@ struct Pass {
     summary: Summary,
     read: bool,
     asking: Arc<Asking>,
+    shared: Shared,
     visits: Arc<Semaphore>,
     /// Who spoke SNMP, printer or not.
     answered: BTreeSet<IpAddr>,
@@ -276,7 +301,11 @@ impl Pass {
                     let via = device::via(&credential);
                     return self.found(peer, device::glance(via, &answer.response.varbinds)).await;
                 }
-                let (snmp, asking, visits) = (snmp.clone(), self.asking.clone(), self.visits.clone());
+                let (snmp, visits) = (snmp.clone(), self.visits.clone());
+                let asking = match self.shared.has(peer.ip()) {
+                    true => Arc::default(),
+                    false => self.asking.clone(),
+                };
                 let scripts = self.scripts.clone();
                 reads.spawn(async move {
                     let glimpsed = Some(ReadPlan::glimpsed(&answer.response.varbinds));
@@ -308,22 +337,36 @@ impl Pass {
         }
     }
 
+    /// Printers on this machine's own cables: they are where it is.
+    async fn look_around(&mut self) {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for found in local::find(&Places::default()).await {
+            self.show(here, Some(0), &found.key, &found.reading).await;
+        }
+    }
+
     async fn found(&mut self, peer: SocketAddr, reading: Option<Reading>) {
         let Some(reading) = reading else { return };
+        let hops = self.found.hops_to(peer.ip());
+        self.show(peer.ip(), hops, &peer.to_string(), &reading).await;
+    }
+
+    /// Tells of a device; `place` names it where nothing better does.
+    async fn show(&mut self, ip: IpAddr, hops: Option<u8>, place: &str, reading: &Reading) {
         self.summary.devices += 1;
         let at = clock::now().rfc3339();
-        let id = identity::standalone_id(&reading.facts, &peer.to_string());
+        let id = identity::standalone_id(&reading.facts, place);
         let place = Place {
             id: Some(id.as_str()),
-            address: Some(peer.ip()),
-            addresses: &[peer.ip()],
-            hops: self.found.hops_to(peer.ip()),
+            address: Some(ip),
+            addresses: &[ip],
+            hops,
             first_seen: Some(&at),
             last_seen: Some(&at),
             metered_at: self.read.then_some(at.as_str()),
             ..Place::default()
         };
-        self.tell(Finding::Device(device_json(&place, &reading))).await;
+        self.tell(Finding::Device(device_json(&place, reading))).await;
     }
 
     /// Pages and IPP of the addresses that SNMP heard nothing of, new ones no faster than packets may be sent.
@@ -359,5 +402,23 @@ impl Pass {
     async fn tell(&self, finding: Finding) {
         // The caller has gone: the pass goes on to its end, which is near.
         drop(self.tell.send(finding).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_devices_on_several_ports_has_no_pages_of_its_own() {
+        let shared = |targets: &[&str]| {
+            let targets: Vec<Target> = targets.iter().map(|target| target.parse().unwrap()).collect();
+            let shared = Shared::of(&targets, 161);
+            move |ip: &str| shared.has(ip.parse().unwrap())
+        };
+        let one = shared(&["10.0.0.0/24", "10.0.0.5", "10.0.0.5:161"]);
+        assert!(!one("10.0.0.5"));
+        let two = shared(&["10.0.0.0/24", "10.0.0.5:1161"]);
+        assert!(two("10.0.0.5") && !two("10.0.0.6"));
     }
 }

@@ -185,7 +185,7 @@ mod tests {
             facts,
             proptest::collection::vec(supply, 0..4),
             any::<Option<u64>>(),
-            0u64..1 << 15,
+            0u64..1 << Condition::ALL.len(),
             proptest::option::of(0u32..6),
         )
             .prop_map(|(facts, supplies, total, conditions, status)| Reading {

@@ -228,7 +228,8 @@ words! {
 }
 
 words! {
-    /// What ails a device: the bits of hrPrinterDetectedErrorState (RFC 2790) in their order.
+    /// What ails a device: the bits of hrPrinterDetectedErrorState (RFC 2790) in their order, then what only
+    /// prtAlertTable (RFC 3805) has a code for.
     Condition {
         /// Bit 0.
         LowPaper = "low-paper",
@@ -260,6 +261,14 @@ words! {
         InputTrayEmpty = "input-tray-empty",
         /// Bit 14.
         OverduePreventMaintenance = "overdue-maintenance",
+        /// markerWasteTonerReceptacleAlmostFull, and the same of ink.
+        WasteNearFull = "waste-near-full",
+        /// markerWasteTonerReceptacleFull, and the same of ink.
+        WasteFull = "waste-full",
+        /// markerOpcLifeAlmostOver.
+        DrumNearEnd = "drum-near-end",
+        /// markerOpcLifeOver.
+        DrumEnd = "drum-end",
     }
 }
 

@@ -157,6 +157,8 @@ pub struct Cluster {
     errors: Vec<String>,
     finished: bool,
     ports: Ports,
+    /// Nodes that find no other program of this machine.
+    deprived: Vec<String>,
 }
 
 /// Which ports nodes and Web Admin get.
@@ -208,7 +210,13 @@ impl Cluster {
             errors: Vec::new(),
             finished: false,
             ports,
+            deprived: Vec::new(),
         })
+    }
+
+    /// From its next start on this node finds no other program: no `setpriv`, and so no Chromium.
+    pub fn deprive(&mut self, name: &str) {
+        self.deprived.push(name.to_owned());
     }
 
     /// Starts the first node of a new cluster and waits until it leads.
@@ -297,10 +305,13 @@ impl Cluster {
     fn spawn_with(&mut self, name: &str, options: &[&str]) -> Result<()> {
         let log = self.log_of(name);
         let program = self.programs.path("quire");
+        let nowhere = self.dir.path().join("no-programs");
+        let bare = self.deprived.iter().any(|deprived| deprived == name);
+        let environment = if bare { vec![("PATH", nowhere.as_path())] } else { Vec::new() };
         let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
         let data = node.data.display().to_string();
         let args = [&["node", "--data-dir", &data], options].concat();
-        node.process = Some(Process::start(name, &program, &args, &log)?);
+        node.process = Some(Process::start_with(name, &program, &args, &log, &environment)?);
         Ok(())
     }
 

@@ -145,8 +145,33 @@ fn of_a_node(cups: &Cupsd) -> Result<()> {
     for (key, value) in wanted.as_object().context("an object")? {
         ensure!(device[key] == *value, "{key}: {} in {device}", device[key]);
     }
+    // Once, with no cluster: the same printer.
+    let (program, environment) = (programs.path("quire"), [("CUPS_SERVER", socket.as_path())]);
+    let log = dir.path().join("discover.log");
+    let args = ["discover", "--local", "--format", "json"];
+    let mut once = Process::start_with("discover", &program, &args, &log, &environment)?;
+    let ended = wait("the pass to end", PATIENCE, || once.ended().context("it still runs"))?;
+    ensure!(ended.success(), "{}", once.log());
+    let said: Value = serde_json::from_str(once.log().trim()).context("not one device")?;
+    for (key, value) in
+        wanted.as_object().context("an object")?.iter().filter(|(key, _)| *key != "node" && *key != "zone")
+    {
+        ensure!(said[key] == *value, "{key}: {} in {said}", said[key]);
+    }
+    // Read on request, long before its period is over.
+    std::fs::write(&file, "[discovery]\nsegments = []\n[metering]\nevery = \"28d\"\n")?;
+    quire(&["settings", "apply", &file.display().to_string()])?.ok()?;
+    let id = device["id"].as_str().context("no id")?;
+    let metered = |devices: &[Value]| devices.first().map(|device| device["metered_at"].clone());
+    let before = metered(&quire(&["devices", "--format", "json"])?.json()?);
+    quire(&["read", id])?.ok()?;
+    wait("the local printer to be read again", PATIENCE, || {
+        let now = metered(&quire(&["devices", "--format", "json"])?.json()?);
+        ensure!(now != before, "it was read at {now:?}");
+        Ok(())
+    })?;
     // Off: nothing more is read of it.
-    std::fs::write(&file, "[discovery]\nsegments = []\nlocal = false\n[metering]\nevery = \"10s\"\n")?;
+    std::fs::write(&file, "[discovery]\nsegments = []\nlocal = false\n[metering]\nevery = \"28d\"\n")?;
     let changed = quire(&["settings", "apply", &file.display().to_string()])?.ok()?;
     ensure!(changed.contains("discovery.local: true -> false"), "{changed}");
     Ok(())

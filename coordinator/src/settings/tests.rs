@@ -77,6 +77,10 @@ fn every_mistake_names_its_line_key_and_fix() {
         ("[discover]\n", "line 1: discover: is unknown here: use [discovery]"),
         ("\n[metering]\nevery = \"9s\"", "line 3: metering.every: `9s` is too short: 10s at the least"),
         (
+            "[metering]\nexpire_after = \"59s\"",
+            "line 2: metering.expire_after: `59s` is too short: 1m at the least",
+        ),
+        (
             "[metering]\nevery = 3600",
             "line 2: metering.every: expected a text in quotes such as \"1h\", found a whole",
         ),

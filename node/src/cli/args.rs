@@ -280,7 +280,7 @@ pub(crate) enum DeviceCommand {
     Set {
         /// Its id
         device: String,
-        /// Such as location="Room 7"
+        /// Such as location="Room 7"; certificate= forgets the pinned certificate of its web server
         #[arg(required = true, value_name = "FIELD=VALUE")]
         values: Vec<String>,
     },
@@ -355,7 +355,7 @@ pub(crate) struct Enroll {
 #[derive(Debug, Args)]
 pub(crate) struct Discover {
     /// Where to look: 10.1.0.0/24, 10.1.0.5-90, 10.1.0.5, each with an optional :PORT
-    #[arg(required_unless_present = "hops", value_name = "TARGET")]
+    #[arg(required_unless_present_any = ["hops", "local"], value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
     /// SNMP port of targets that name none
     #[arg(long, default_value_t = 161, value_name = "PORT")]
@@ -390,6 +390,9 @@ pub(crate) struct Discover {
     /// Also search this machine's own links and what its gateways' tables name, this many routers away
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=32))]
     pub(crate) hops: Option<u32>,
+    /// Also list the printers on this machine's own USB and parallel ports
+    #[arg(long)]
+    pub(crate) local: bool,
     /// Packets a second; 0 is unlimited
     #[arg(long, default_value_t = 500, value_name = "PPS")]
     pub(crate) rate: u32,

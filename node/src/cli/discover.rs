@@ -87,8 +87,12 @@ fn print_explanation(explanation: &Explanation, options: &Options, format: Forma
         }
     };
     let ipp = if options.ipp { "IPP: the same devices, on TCP 631\n" } else { "" };
+    let local = match options.local {
+        true => "this machine's own printers: asked of CUPS, ipp-usb and the kernel here\n",
+        false => "",
+    };
     let text = format!(
-        "{first}{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{pages}{ipp}{time}\nnothing was sent",
+        "{first}{local}{} addresses ({} excluded)\n{} to {} packets to find responders; reading a device takes a few more\n{pages}{ipp}{time}\nnothing was sent",
         explanation.addresses,
         explanation.excluded,
         explanation.packets_at_least,
@@ -118,6 +122,7 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         http_named: !discover.http_port.is_empty(),
         ipp: !discover.no_ipp,
         hops: discover.hops,
+        local: discover.local,
     })
 }
 

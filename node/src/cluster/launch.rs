@@ -12,6 +12,7 @@ use super::admission::Admission;
 use super::changes::Feed;
 use super::directory::Directory;
 use super::keys::Keys;
+use super::lend::Counter;
 use super::machine::Machine;
 use super::membership::Doorkeeper;
 use super::network::{Introduction, Net};
@@ -48,6 +49,7 @@ pub(crate) struct Running {
     pub(crate) space: watch::Receiver<Space>,
     pub(crate) last_word: LastWord,
     pub(crate) start: Arc<Start>,
+    pub(crate) counter: Counter,
     tasks: Mutex<Tasks>,
     joiner: Joiner,
     _directory: Directory,
@@ -135,6 +137,7 @@ struct Shared {
     leaving: watch::Sender<bool>,
     register: Register,
     start: Arc<Start>,
+    counter: Counter,
 }
 
 impl Shared {
@@ -159,6 +162,7 @@ impl Shared {
             leaving: self.leaving.subscribe(),
             admission: self.start.admission.subscribe(),
             register: self.register.clone(),
+            door: self.counter.door(),
         };
         let keys = Keys::from_octets(keys.octets())
             .ok_or_else(|| OpenError::during("copy the cluster key")("it has not 32 octets"))?;
@@ -213,6 +217,7 @@ pub(crate) async fn launch(
         leaving: watch::Sender::new(false),
         register: Register::new(store),
         start: Arc::new(start),
+        counter: Counter::new(),
     };
     let (stop, serving) = shared.serve(&me, &proposer, &parts.keys, place, acceptor)?;
     let (tell, standing) = watch::channel(Standing::default());
@@ -236,6 +241,7 @@ pub(crate) async fn launch(
         space,
         last_word: shared.last_word,
         start: shared.start,
+        counter: shared.counter,
         tasks: Mutex::new(Tasks {
             leaving: Some(shared.leaving),
             stop: Some(stop),

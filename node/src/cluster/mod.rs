@@ -9,6 +9,7 @@
 //! propose(kind, patience)                 add_learner change_voters remove transfer_leader
 //! gone() acked() successor()              hand_over(patience) fenced()
 //! create_token(ttl, by)                   shutdown()
+//! pages()                                 show(node, page)
 //! ```
 //!
 //! Architecture Invariants: only `state::apply` writes tables, and only from the log; rows and
@@ -22,6 +23,7 @@ mod directory;
 pub(crate) mod fuzz;
 mod keys;
 mod launch;
+mod lend;
 mod machine;
 mod membership;
 mod network;
@@ -58,10 +60,11 @@ use openraft::errors::{ClientWriteError, RaftError};
 use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_proto::id::NodeId;
 use quire_proto::store::{CreateToken, Member, Outcome, command};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use changes::{Changes, Seen, Touched};
 pub use keys::{KeyError, Keys};
+pub(crate) use lend::Wanted;
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
 pub use settings::SettingsError;
 pub use space::Space;
@@ -410,6 +413,23 @@ impl Cluster {
     /// How many log entries each peer lacks; empty unless this node leads.
     pub fn lag(&self) -> BTreeMap<NodeId, u64> {
         standing::lag(&self.proposer().raft)
+    }
+
+    /// The pages that other nodes want shown here; `None` where somebody takes them already.
+    pub(crate) fn pages(&self) -> Option<mpsc::Receiver<Wanted>> {
+        self.inner.counter.take()
+    }
+
+    /// Asks another member to show a device's page.
+    ///
+    /// # Errors
+    /// When it does not answer, or says that it shows none now.
+    pub(crate) async fn show(
+        &self,
+        node: NodeId,
+        page: quire_proto::cluster::ShowRequest,
+    ) -> Result<quire_proto::cluster::ShowReply, tonic::Status> {
+        self.proposer().net.show(node.0, page).await
     }
 
     /// Lets a member receive the log. Returns when that is committed, not when it has caught up.

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use super::lend;
 use super::raft::{Peer, Raft, Types, Vote, away};
 use super::snapshot::{Copy, Reading};
 use super::store::Store;
@@ -47,6 +48,7 @@ enum Lane {
     Pulse,
     Bulk,
     Proposals,
+    Pages,
 }
 
 /// What a process says of itself to other members.
@@ -58,7 +60,7 @@ pub(crate) struct Introduction {
     pub(crate) boot: u64,
 }
 
-/// Connections to peers; clones share them. At most four a peer, besides the stream that attends it.
+/// Connections to peers; clones share them. At most five a peer, besides the stream that attends it.
 #[derive(Clone)]
 pub(crate) struct Net(Arc<Inner>);
 
@@ -176,6 +178,21 @@ impl Net {
 }
 
 impl Net {
+    /// Asks `target`, a member, to show a device's page.
+    pub(crate) async fn show(
+        &self,
+        target: u64,
+        page: proto::ShowRequest,
+    ) -> Result<proto::ShowReply, Status> {
+        let peer = self.peer(target, None);
+        let peer = peer.ok_or_else(|| Status::unavailable(format!("node {target} is not known here")))?;
+        let mut link = self.link(target, &peer, Lane::Pages);
+        let envelope = Some(self.envelope(target, &peer.incarnation));
+        let asked = link.client.show(proto::ShowRequest { envelope, ..page });
+        let reply = tokio::time::timeout(lend::PATIENCE, asked).await;
+        Ok(reply.map_err(|_| Status::deadline_exceeded("the page took too long"))??.into_inner())
+    }
+
     fn peer(&self, target: u64, known: Option<Peer>) -> Option<Peer> {
         let member = self.member(target);
         member.map(|member| Peer { address: member.address, incarnation: member.incarnation }).or(known)

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::Admission;
+use super::lend::Door;
 use super::membership::Doorkeeper;
 use super::network::{MESSAGE_OCTETS, node_uri};
 use super::propose::led;
@@ -81,6 +82,8 @@ pub(crate) struct Members {
     pub(crate) admission: watch::Receiver<Admission>,
     /// Who others are.
     pub(crate) register: Register,
+    /// Where pages that they want shown are taken.
+    pub(crate) door: Door,
 }
 
 fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
@@ -346,6 +349,11 @@ impl Service for Members {
             Ok(()) => Ok(Response::new(proto::TransferReply {})),
             Err(refused) => Err(Status::aborted(refused.to_string())),
         }
+    }
+
+    async fn show(&self, request: Request<proto::ShowRequest>) -> Result<Response<proto::ShowReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        self.door.show(request.into_inner()).await.map(Response::new)
     }
 
     async fn propose(

@@ -1,4 +1,5 @@
-//! Tells the cluster what this node has that another one may lack, so that people see it in `members`.
+//! Tells the cluster what this node has that another one may lack: people see it in `members`, and nodes
+//! without Chromium hand pages to those that have it.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::device::browser::Browser;
 
 /// Chromium, for pages that need JavaScript.
-const CHROMIUM: &str = "chromium";
+pub(super) const CHROMIUM: &str = "chromium";
 
 /// How often the node's own row is compared with what is installed.
 const EVERY: Duration = Duration::from_secs(30);

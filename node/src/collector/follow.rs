@@ -84,7 +84,7 @@ impl Collector {
         if settings.http.chromium && !Browser::found() {
             tracing::info!(
                 "[http] chromium is on, and Chromium or setpriv is not installed here: pages that need \
-                JavaScript are left out on this node"
+                JavaScript are handed to a node of this cluster that has them, if there is one"
             );
         }
         self.tools.credentials = Arc::new(credentials::of(&settings));

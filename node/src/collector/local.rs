@@ -1,4 +1,5 @@
-//! Printers that hang on this node: looked for once a period, as long as `[discovery] local` says so.
+//! Printers that hang on this node: looked for once a period and when somebody asks to read one, as long as
+//! `[discovery] local` says so.
 //!
 //! They belong to their node: nobody else can read them, so no grant is needed and no failover possible. Their
 //! address is the node's own, with a port made of what names the printer: nothing is contacted there.
@@ -7,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
+use quire_coordinator::tables::{Fault, Read};
 use quire_proto::convert;
 use quire_proto::id::{Epoch, UnitId};
 use quire_proto::store::Observation;
@@ -40,6 +43,7 @@ impl LocalPrinters {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut looked: Option<std::time::Instant> = None;
+        let (standing, mut seen, mut answered) = (self.cluster.watch(), None, 0);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -47,8 +51,15 @@ impl LocalPrinters {
             }
             // Before anybody applied settings nobody wants anything; those of a newer version are not understood.
             let Ok(Some(settings)) = self.cluster.settings() else { continue };
-            if settings.discovery.local && is_due(looked, &settings) {
+            let applied = standing.borrow().applied;
+            let asked = match seen.replace(applied) == Some(applied) {
+                true => 0,
+                false => asked(&self.cluster.view(), self.cluster.me())?,
+            };
+            if settings.discovery.local && (is_due(looked, &settings) || asked > answered) {
                 looked = Some(clock::steady());
+                // One look for every question, though the printer may be gone and its row never be newer.
+                answered = answered.max(asked);
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     () = self.look() => {}
@@ -63,6 +74,21 @@ impl LocalPrinters {
             self.reporter.report(observation).await;
         }
     }
+}
+
+/// When somebody asked last for a read of one of them that was not done since; 0 where nobody did.
+fn asked(tables: &(impl Read + ?Sized), me: &Me) -> Result<u64, Fault> {
+    let (unit, _) = place(me, "");
+    let mut last = 0;
+    if let Some(prefix) = unit.prefix() {
+        rows::devices_in(tables, unit.zone(), prefix, |device| {
+            if device.asked_at_ms > device.metered_at_ms {
+                last = last.max(device.asked_at_ms);
+            }
+            true
+        })?;
+    }
+    Ok(last)
 }
 
 fn is_due(looked: Option<std::time::Instant>, settings: &Settings) -> bool {

@@ -10,6 +10,7 @@ mod credentials;
 mod explore;
 mod follow;
 mod handover;
+mod lend;
 mod local;
 mod reach;
 mod read;
@@ -34,12 +35,12 @@ use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
 use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
 use quire_proto::store::UnitRow;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::cluster::{Changes, Cluster, Space};
+use crate::cluster::{Changes, Cluster, Space, Wanted};
 use crate::device::browser::Browser;
 use crate::device::script::{self, Scripts};
 use crate::device::{self, Finished, ReadPlan};
@@ -99,19 +100,21 @@ pub(super) struct Tools {
 
 impl Tools {
     /// Reads a device: the standard first, then the profiles that know it better.
-    pub(super) async fn read(
+    async fn read(
         &self,
         peer: SocketAddr,
         credential: &Arc<Credential>,
         plan: Option<ReadPlan>,
         patience: Patience,
+        pin: &mut web::Pin,
     ) -> Finished {
         let profiles = self.scripts.profiles();
         let mut finished = device::read(&self.snmp, peer, credential, plan, patience, profiles).await;
-        let asking = self.web.asking(&self.settings, peer.ip());
+        let mut asking = self.web.asking(&self.settings, peer.ip(), pin);
+        asking.elsewhere = Some(Arc::new(lend::Others(self.cluster.clone())));
         let learnt =
             script::improve(&self.scripts, &self.snmp, peer, credential, &asking, &mut finished).await;
-        self.web.learn(peer.ip(), &learnt);
+        self.web.learn(peer.ip(), &learnt, pin);
         finished
     }
 }
@@ -138,6 +141,9 @@ pub(crate) struct Collector {
     tasks: JoinSet<(Task, Ended)>,
     sweeps: BTreeMap<UnitId, Running>,
     reads: BTreeMap<DeviceId, Running>,
+    /// Pages that other nodes want shown, and those that are being shown.
+    wanted: Option<mpsc::Receiver<Wanted>>,
+    showing: JoinSet<()>,
     looked: Instant,
     /// The ceiling that was set last.
     rate: Option<u32>,
@@ -169,6 +175,8 @@ impl Collector {
         };
         Collector {
             changes: cluster.changes(),
+            wanted: cluster.pages(),
+            showing: JoinSet::new(),
             cluster,
             tools,
             roster,
@@ -202,6 +210,13 @@ impl Collector {
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     let (task, ended) = done.context("collect from a device")?;
                     self.end(&task, ended);
+                }
+                Some(wanted) = next(&mut self.wanted), if self.showing.len() < lend::SHOWING => {
+                    let tools = self.tools.clone();
+                    self.showing.spawn(lend::show(tools, wanted));
+                }
+                Some(shown) = self.showing.join_next(), if !self.showing.is_empty() => {
+                    shown.context("show a page for another node")?;
                 }
                 () = tokio::time::sleep(pause) => {}
             }
@@ -292,6 +307,13 @@ impl Collector {
             };
             (task, ended)
         });
+    }
+}
+
+async fn next(wanted: &mut Option<mpsc::Receiver<Wanted>>) -> Option<Wanted> {
+    match wanted {
+        Some(wanted) => wanted.recv().await,
+        None => None,
     }
 }
 

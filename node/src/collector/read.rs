@@ -93,14 +93,17 @@ pub(super) async fn known(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> En
         if is_refused(tools, peer, &way).await {
             continue;
         }
-        let finished = tools.read(peer, &way.credential, Some(way.plan.clone()), Patience::Patient).await;
+        let (plan, mut pin) = (Some(way.plan.clone()), web::Pin::of(&device.certificate));
+        let finished = tools.read(peer, &way.credential, plan, Patience::Patient, &mut pin).await;
         match finished.reading {
             Some(reading) if finished.complete => {
                 let user = way.credential.user().unwrap_or_default().to_owned();
                 tools.ways.put(peer, Way { plan: finished.plan, ..way });
-                let reading = tools.web.complete(&tools.settings, reading, peer.ip(), web::Lane::Read).await;
+                let (web, lane) = (&tools.web, web::Lane::Read);
+                let reading = web.complete(&tools.settings, reading, peer.ip(), lane, &mut pin).await;
                 let observation = observe(What::Reading(convert::encode(&reading)));
-                tools.reporter.report(Observation { user, ..observation }).await;
+                let certificate = pin.news();
+                tools.reporter.report(Observation { user, certificate, ..observation }).await;
                 return Ended::Done;
             }
             // Lost in the middle: half a reading is no reading; the next try asks again.

@@ -6,10 +6,11 @@
 //! Architecture Invariant: an address is covered only when nothing of it is left to do; no SNMPv3 user is tried at a
 //! device before that is committed (`trials`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use quire_coordinator::coverage::Coverage;
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::explore;
 use super::read::Way;
 use super::trials::{Granted, Trials};
-use super::web::Lane;
+use super::web::{Lane, Pin};
 use super::{Ended, Tools, excluded};
 use crate::clock;
 use crate::device::{self, Finished, ReadPlan, Verdict};
@@ -46,18 +47,26 @@ pub(super) struct UnitSweep {
     epoch: Epoch,
     coverage: Coverage,
     mark: SweepMark,
-    /// Where devices live; true for those that were read lately.
-    known: Vec<(SocketAddr, bool)>,
+    /// Where devices live.
+    known: BTreeMap<SocketAddr, Resident>,
     /// Addresses with something left to do besides the probe.
     busy: BTreeSet<SocketAddr>,
     trials: Trials,
     work: JoinSet<Step>,
 }
 
+/// What is known of the device at an address.
+#[derive(Clone, Copy, Debug)]
+struct Resident {
+    /// It was read lately.
+    fresh: bool,
+    pin: Pin,
+}
+
 /// What a part of the sweep came to.
 pub(super) enum Step {
     /// A printer was read; the number counts its reads.
-    Read(SocketAddr, Arc<Credential>, Box<Finished>, u32),
+    Read(SocketAddr, Arc<Credential>, Box<(Finished, Pin)>, u32),
     /// Users may be tried now, or not at all any more.
     Granted(Option<Vec<Granted>>),
     /// A user was tried at a device.
@@ -76,11 +85,12 @@ impl UnitSweep {
         let unit: UnitId = row.unit.parse().unwrap_or_else(|_| UnitId::new("", ipnet::IpNet::default()));
         // A device that was read within its period needs no second read because a sweep met it.
         let fresh = clock::now().0.saturating_sub(tools.settings.metering.every_ms);
-        let mut known = Vec::new();
+        let mut known = BTreeMap::new();
         if let Some(prefix) = unit.prefix() {
             rows::devices_in(&tools.cluster.view(), unit.zone(), prefix, |device| {
                 let at = device.address.parse();
-                known.extend(at.ok().map(|at| (at, device.metered_at_ms > fresh)));
+                let fresh = device.metered_at_ms > fresh;
+                known.extend(at.ok().map(|at| (at, Resident { fresh, pin: Pin::of(&device.certificate) })));
                 true
             })?;
         }
@@ -215,7 +225,7 @@ impl UnitSweep {
             self.mark.responders += 1;
         }
         let printer = device::judge(varbinds) != Verdict::NotPrinter;
-        if printer && !self.known.contains(&(peer, true)) {
+        if printer && !self.known.get(&peer).is_some_and(|resident| resident.fresh) {
             self.read(tools, peer, credential, Some(ReadPlan::glimpsed(varbinds)), 1);
         } else {
             self.close(peer);
@@ -233,17 +243,19 @@ impl UnitSweep {
     ) {
         self.busy.insert(peer);
         let tools = tools.clone();
+        let mut pin = self.known.get(&peer).map(|resident| resident.pin).unwrap_or_default();
         self.work.spawn(async move {
             // Never closed: the tools hold it.
             let _room = tools.sweep_reads.acquire().await;
-            let mut finished = tools.read(peer, &credential, plan, Patience::Normal).await;
+            let mut finished = tools.read(peer, &credential, plan, Patience::Normal, &mut pin).await;
             if finished.complete
                 && let Some(reading) = finished.reading.take()
             {
-                let whole = tools.web.complete(&tools.settings, reading, peer.ip(), Lane::Sweep).await;
-                finished.reading = Some(whole);
+                let (web, lane) = (&tools.web, Lane::Sweep);
+                finished.reading =
+                    Some(web.complete(&tools.settings, reading, peer.ip(), lane, &mut pin).await);
             }
-            Step::Read(peer, credential, Box::new(finished), tries)
+            Step::Read(peer, credential, Box::new((finished, pin)), tries)
         });
     }
 
@@ -256,11 +268,12 @@ impl UnitSweep {
     /// Takes in what came of a part; false when the sweep cannot go on.
     async fn advance(&mut self, tools: &Tools, step: Step) -> bool {
         match step {
-            Step::Read(peer, credential, finished, tries) => {
+            Step::Read(peer, credential, read, tries) => {
+                let (finished, pin) = *read;
                 if !finished.complete && tries < READ_TRIES {
                     self.read(tools, peer, credential, None, tries + 1);
                 } else {
-                    self.keep(tools, peer, credential, *finished).await;
+                    self.keep(tools, peer, credential, finished, pin.news()).await;
                     self.close(peer);
                 }
             }
@@ -295,6 +308,7 @@ impl UnitSweep {
         peer: SocketAddr,
         credential: Arc<Credential>,
         finished: Finished,
+        certificate: Bytes,
     ) {
         let Some(reading) = finished.reading else { return };
         let user = credential.user().unwrap_or_default().to_owned();
@@ -302,10 +316,10 @@ impl UnitSweep {
             self.mark.devices += 1;
             tools.ways.put(peer, Way { credential, plan: finished.plan, proven: true });
             let observation = self.observation(tools, peer, What::Reading(convert::encode(&reading)));
-            return tools.reporter.report(Observation { user, ..observation }).await;
+            return tools.reporter.report(Observation { user, certificate, ..observation }).await;
         }
         tracing::debug!(%peer, "reads were lost in the middle");
-        if self.known.iter().any(|(at, _)| *at == peer) {
+        if self.known.contains_key(&peer) {
             return;
         }
         self.mark.devices += 1;

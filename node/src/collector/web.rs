@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use quire_coordinator::settings::Settings;
 use quire_proto::id::Millis;
 use quire_proto::reading::{Counters, Reading};
@@ -37,10 +38,43 @@ pub(super) enum Lane {
     Sweep,
 }
 
+/// The certificate of one device through one read: the one that the cluster knows it by, else the first that it shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pin {
+    known: Option<Fingerprint>,
+    new: Option<Fingerprint>,
+}
+
+impl Pin {
+    /// As a device's row has it.
+    pub(super) fn of(stored: &[u8]) -> Pin {
+        Pin { known: stored.try_into().ok().map(Fingerprint), new: None }
+    }
+
+    fn get(&self) -> Option<Fingerprint> {
+        self.known.or(self.new)
+    }
+
+    /// Takes note of what a visit met; the first one stays.
+    fn meet(&mut self, ip: IpAddr, met: Option<Fingerprint>) {
+        match (self.get(), met) {
+            (Some(before), Some(now)) if before != now => {
+                tracing::warn!(%ip, %before, %now, "the device's certificate is another one: no login is offered");
+            }
+            (None, Some(now)) => self.new = Some(now),
+            (Some(_), Some(_)) | (_, None) => {}
+        }
+    }
+
+    /// What the cluster should pin from now on; empty where that is nothing new.
+    pub(super) fn news(&self) -> Bytes {
+        self.new.map(|fingerprint| Bytes::copy_from_slice(&fingerprint.0)).unwrap_or_default()
+    }
+}
+
 /// What is remembered of a device, until the process ends or the settings change.
 #[derive(Clone, Default)]
 struct Known {
-    pin: Option<Fingerprint>,
     login_refused: bool,
     nothing_until: Millis,
     /// What its pages said last, without counters and levels.
@@ -48,17 +82,11 @@ struct Known {
 }
 
 impl Known {
-    /// The first certificate stays pinned, a refused login stays refused.
+    /// A refused login stays refused.
     fn learn(&mut self, ip: IpAddr, learnt: &Learnt) {
-        if let (Some(before), Some(now)) = (self.pin, learnt.fingerprint)
-            && before != now
-        {
-            tracing::warn!(%ip, %before, %now, "the device's certificate is another one");
-        }
         if learnt.login_refused && !self.login_refused {
             tracing::warn!(%ip, "the device refused the configured login; it is not offered again");
         }
-        self.pin = self.pin.or(learnt.fingerprint);
         self.login_refused |= learnt.login_refused;
     }
 }
@@ -86,18 +114,19 @@ impl Web {
     }
 
     /// How scripts may ask a device's web server: as visits do, certificate and login included.
-    pub(super) fn asking(&self, settings: &Settings, ip: IpAddr) -> Asking {
+    pub(super) fn asking(&self, settings: &Settings, ip: IpAddr, pin: &Pin) -> Asking {
         let known = self.known().get(&ip).cloned().unwrap_or_default();
         if excluded(settings, ip) {
             return Asking::default();
         }
         let browser = settings.http.chromium.then(|| self.browser.clone());
-        Asking { browser, ..asking(settings, ip, &known) }
+        Asking { browser, ..asking(settings, ip, &known, pin) }
     }
 
     /// Remembers what somebody learnt of a device's web server.
-    pub(super) fn learn(&self, ip: IpAddr, learnt: &Learnt) {
-        if learnt.fingerprint.is_some() || learnt.login_refused {
+    pub(super) fn learn(&self, ip: IpAddr, learnt: &Learnt, pin: &mut Pin) {
+        pin.meet(ip, learnt.fingerprint);
+        if learnt.login_refused {
             self.known().entry(ip).or_default().learn(ip, learnt);
         }
     }
@@ -118,6 +147,7 @@ impl Web {
         standard: Reading,
         ip: IpAddr,
         lane: Lane,
+        pin: &mut Pin,
     ) -> Reading {
         if settings.http.ports.is_empty() || !lacks(&standard) {
             return standard;
@@ -132,8 +162,9 @@ impl Web {
         }
         let Ok(_room) = room.try_acquire() else { return remember(standard, known.identity) };
         let Ok(_turn) = self.active.acquire().await else { return standard };
-        let asking = asking(settings, ip, &known);
+        let asking = asking(settings, ip, &known, pin);
         let (whole, learnt) = web::complete(standard, ip, &asking).await;
+        pin.meet(ip, learnt.fingerprint);
         known.learn(ip, &learnt);
         let whole = remember(whole, known.identity.clone());
         if learnt.found {
@@ -157,7 +188,7 @@ fn excluded(settings: &Settings, ip: IpAddr) -> bool {
     settings.discovery.exclude.iter().any(|prefix| prefix.contains(&ip))
 }
 
-fn asking(settings: &Settings, ip: IpAddr, known: &Known) -> Asking {
+fn asking(settings: &Settings, ip: IpAddr, known: &Known, pin: &Pin) -> Asking {
     let login = settings.http_logins.iter().find(|login| login.segment.contains(&ip));
     let login = login.filter(|_| !known.login_refused);
     Asking {
@@ -165,8 +196,9 @@ fn asking(settings: &Settings, ip: IpAddr, known: &Known) -> Asking {
         ipp: true,
         unknown: false,
         login: login.map(|login| Arc::new(Login::new(&login.user, login.password.expose()))),
-        pin: known.pin,
+        pin: pin.get(),
         browser: None,
+        elsewhere: None,
     }
 }
 
@@ -200,12 +232,13 @@ mod tests {
             "[[http_login]]\nsegment = \"10.1.0.0/16\"\nuser = \"viewer\"\npassword = \"top secret\"\n",
         );
         let mut known = Known::default();
-        let asked = asking(&settings, "10.1.2.3".parse().unwrap(), &known);
+        let none = Pin::default();
+        let asked = asking(&settings, "10.1.2.3".parse().unwrap(), &known, &none);
         assert!(asked.login.is_some());
         assert!(!format!("{asked:?}").contains("top secret"));
-        assert!(asking(&settings, "10.2.2.3".parse().unwrap(), &known).login.is_none());
+        assert!(asking(&settings, "10.2.2.3".parse().unwrap(), &known, &none).login.is_none());
         known.login_refused = true;
-        assert!(asking(&settings, "10.1.2.3".parse().unwrap(), &known).login.is_none());
+        assert!(asking(&settings, "10.1.2.3".parse().unwrap(), &known, &none).login.is_none());
     }
 
     #[test]
@@ -216,12 +249,20 @@ mod tests {
         );
         let (web, ip) = (Web::new(Browser::off()), "10.1.2.3".parse().unwrap());
         let (first, other) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
-        assert!(web.asking(&settings, ip).login.is_some() && web.asking(&settings, ip).pin.is_none());
-        web.learn(ip, &Learnt { fingerprint: Some(first), ..Learnt::default() });
-        web.learn(ip, &Learnt { fingerprint: Some(other), login_refused: true, ..Learnt::default() });
-        let asked = web.asking(&settings, ip);
+        let mut pin = Pin::default();
+        let before = web.asking(&settings, ip, &pin);
+        assert!(before.login.is_some() && before.pin.is_none() && pin.news().is_empty());
+        web.learn(ip, &Learnt { fingerprint: Some(first), ..Learnt::default() }, &mut pin);
+        let met = Learnt { fingerprint: Some(other), login_refused: true, ..Learnt::default() };
+        web.learn(ip, &met, &mut pin);
+        let asked = web.asking(&settings, ip, &pin);
         assert_eq!((asked.pin, asked.login.is_none()), (Some(first), true));
-        assert!(web.asking(&settings, "10.1.0.5".parse().unwrap()).ports.is_empty(), "excluded");
+        // The next read, on whichever node, starts from what the cluster keeps, and has nothing new to say.
+        let mut next = Pin::of(&pin.news());
+        web.learn(ip, &met, &mut next);
+        assert_eq!((next.get(), next.news().is_empty()), (Some(first), true));
+        assert_eq!(Pin::of(b"no digest"), Pin::default());
+        assert!(web.asking(&settings, "10.1.0.5".parse().unwrap(), &pin).ports.is_empty(), "excluded");
     }
 
     #[test]
@@ -268,28 +309,28 @@ mod tests {
         let mut standard = Reading { via: vec![Via::SnmpV2c], ..Reading::default() };
         standard.facts.vendor = Some("HP".into());
         standard.facts.mac = "00:11:22:33:44:55".parse().ok();
-        let web = Web::new(Browser::off());
-        let whole = web.complete(&settings, standard.clone(), ip, Lane::Read).await;
+        let (web, mut pin) = (Web::new(Browser::off()), Pin::default());
+        let whole = web.complete(&settings, standard.clone(), ip, Lane::Read, &mut pin).await;
         assert_eq!((whole.facts.serial.as_deref(), whole.counters.total), (Some("CND8F5PF0F"), Some(7)));
         assert_eq!(whole.via, [Via::SnmpV2c, Via::Http]);
         // No room: as SNMP has it, with the identity.
         let _taken = web.sweeping.try_acquire_many(24).unwrap();
-        let bare = web.complete(&settings, standard.clone(), ip, Lane::Sweep).await;
+        let bare = web.complete(&settings, standard.clone(), ip, Lane::Sweep, &mut pin).await;
         assert_eq!((bare.facts.serial.as_deref(), bare.counters.total), (Some("CND8F5PF0F"), None));
         // Excluded: the same, and nobody is asked.
         server.abort();
         let settings =
             self::settings(&format!("[discovery]\nexclude = [\"127.0.0.1\"]\n[http]\nports = [{port}]\n"));
-        let excluded = web.complete(&settings, standard, ip, Lane::Read).await;
+        let excluded = web.complete(&settings, standard, ip, Lane::Read, &mut pin).await;
         assert_eq!(excluded.counters.total, None);
     }
 
     #[tokio::test]
     async fn without_ports_nothing_is_asked() {
         let settings = settings("[http]\nports = []\n");
-        let web = Web::new(Browser::off());
-        let whole =
-            web.complete(&settings, Reading::default(), "127.0.0.1".parse().unwrap(), Lane::Read).await;
+        let (web, mut pin) = (Web::new(Browser::off()), Pin::default());
+        let ip = "127.0.0.1".parse().unwrap();
+        let whole = web.complete(&settings, Reading::default(), ip, Lane::Read, &mut pin).await;
         assert_eq!(whole, Reading::default());
         assert!(web.known().is_empty());
     }

@@ -174,6 +174,10 @@ fn one(tables: &impl Read, id: &str) -> Result<Option<Value>, Fault> {
             evidence.push(face_json(&face, &names));
         }
     }
+    if !row.certificate.is_empty() {
+        let digest: String = row.certificate.iter().map(|octet| format!("{octet:02x}")).collect();
+        device["certificate"] = json!(format!("sha256:{digest}"));
+    }
     device["evidence"] = json!(evidence);
     let all = row.meters.iter().map(|meter| (meter.field.clone(), meter_json(meter)));
     device["meters"] = Value::Object(all.collect());

@@ -60,6 +60,11 @@ impl Answers {
         }
     }
 
+    /// Keeps what is wanted alone.
+    pub(crate) fn keep(&mut self, wanted: impl Fn(&Oid) -> bool) {
+        self.0.retain(|(oid, _)| wanted(oid));
+    }
+
     fn place(&self, arcs: &[u32]) -> Result<usize, usize> {
         self.0.binary_search_by(|(other, _)| other.arcs().cmp(arcs))
     }

@@ -174,6 +174,120 @@ fn a_repeated_read_of_eight_supplies_takes_few_octets() {
     assert!(cost.octets <= 400 && cost.packets == 1, "{} octets in {} packets", cost.octets, cost.packets);
 }
 
+/// The printer with these rows of (index, group, group index, code) in its prtAlertTable.
+fn with_alerts(printer: &str, rows: &[(u32, u32, u32, u32)]) -> String {
+    let cell = |column: usize, (index, group, part, code): &(u32, u32, u32, u32)| {
+        let value = [4, 0, *group, *part, 0, *code][column - 2];
+        format!("1.3.6.1.2.1.43.18.1.1.{column}.1.{index}|2|{value}\n")
+    };
+    let cells = [2, 4, 5, 7].into_iter().flat_map(|column| rows.iter().map(move |row| cell(column, row)));
+    std::iter::once(printer.to_owned()).chain(cells).collect()
+}
+
+#[test]
+fn alerts_are_watched_in_the_one_packet_of_a_repeated_read() {
+    let rows = [(4, 8, 2, 808), (9, 6, 1, 3)];
+    let text = with_alerts(&eight(), &rows);
+    let responder = Responder::of(&text);
+    let (first, _) = responder.read(Via::SnmpV2c, None);
+    let (again, cost) = responder.read(Via::SnmpV2c, Some(first.plan));
+    assert_eq!(again.reading, first.reading);
+    assert!(cost.packets == 1 && cost.octets < 500, "{} octets in {} packets", cost.octets, cost.packets);
+    // Another row, one less, another code under another index: seen by the very next read.
+    let mut plan = again.plan;
+    for rows in
+        [&[(4, 8, 2, 808), (9, 6, 1, 3), (10, 13, 1, 8)][..], &[(9, 6, 1, 3)], &[(12, 11, 1, 1104)], &[]]
+    {
+        let text = with_alerts(&eight(), rows);
+        let (next, cost) = Responder::of(&text).read(Via::SnmpV2c, Some(plan));
+        assert_eq!(next.reading, Some(whole(&text)), "{rows:?}");
+        assert!(cost.packets <= 3, "{} packets", cost.packets);
+        plan = next.plan;
+    }
+}
+
+#[test]
+fn the_first_alert_of_a_device_is_seen_soon() {
+    let (text, quiet) = (with_alerts(&eight(), &[(1, 13, 1, 8)]), eight());
+    // That the state says nothing of it costs two reads at the most.
+    let mut plan = Responder::of(&quiet).read(Via::SnmpV2c, None).0.plan;
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let (next, _) = Responder::of(&text).read(Via::SnmpV2c, Some(plan));
+        seen.push(next.reading == Some(whole(&text)));
+        plan = next.plan;
+    }
+    assert_eq!(seen, [false, false, true, true]);
+    // Where it does, the alert is there at once.
+    let plan = Responder::of(&quiet).read(Via::SnmpV2c, None).0.plan;
+    let jammed = text.replace("|4x|40", "|4x|44");
+    let (next, cost) = Responder::of(&jammed).read(Via::SnmpV2c, Some(plan));
+    assert_eq!((next.reading, cost.packets), (Some(whole(&jammed)), 3));
+}
+
+#[test]
+fn a_device_that_is_silent_about_its_alerts_keeps_its_counters() {
+    let text = with_alerts(PRINTER, &[(1, 13, 1, 8)]);
+    let responder = Responder::of(&text);
+    let asks_alerts = |request: &Request| {
+        let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = request;
+        oids[0].to_string().starts_with("1.3.6.1.2.1.43.18.")
+    };
+    // One answer that is lost is asked for again, otherwise.
+    let mut times = 0;
+    let mut read = Read::new(Via::SnmpV2c, None);
+    while let Some(request) = read.poll_request() {
+        times += usize::from(asks_alerts(&request));
+        let lost = asks_alerts(&request) && times == 1;
+        read.handle(if lost { Err(Miss::Silent) } else { Ok(responder.answer(&request)) });
+    }
+    assert_eq!(read.finish().reading, Some(whole(&text)));
+    let mut plan = None;
+    for _ in 0..3 {
+        let mut read = Read::new(Via::SnmpV2c, plan.take());
+        while let Some(request) = read.poll_request() {
+            let silent = asks_alerts(&request);
+            read.handle(if silent { Err(Miss::Silent) } else { Ok(responder.answer(&request)) });
+        }
+        let finished = read.finish();
+        assert!(finished.complete);
+        assert_eq!(finished.reading.unwrap().counters.total, Some(1000));
+        plan = Some(finished.plan);
+    }
+}
+
+/// A print server with two printers behind one address, by hrDeviceIndex; the second has what the first has not.
+#[test]
+fn printers_behind_one_responder_are_never_mixed() {
+    let both = PRINTER.to_owned()
+        + "\
+1.3.6.1.2.1.25.3.2.1.2.2|6|1.3.6.1.2.1.25.3.1.5
+1.3.6.1.2.1.25.3.2.1.3.2|4|Other 200
+1.3.6.1.2.1.25.3.5.1.1.2|2|4
+1.3.6.1.2.1.25.3.5.1.2.2|4x|04
+1.3.6.1.2.1.43.5.1.1.17.2|4|OTHER999
+1.3.6.1.2.1.43.10.2.1.4.2.1|65|77
+1.3.6.1.2.1.43.11.1.1.6.2.1|4|Cyan Toner
+1.3.6.1.2.1.43.11.1.1.8.2.1|2|100
+1.3.6.1.2.1.43.11.1.1.9.2.1|2|7
+1.3.6.1.2.1.43.16.5.1.2.2.1|4|Paper jam
+1.3.6.1.2.1.43.18.1.1.7.2.1|2|8
+";
+    assert_eq!(whole(&both), whole(PRINTER));
+    let own = ["1.3.6.1.2.1.43.5.1.1.17.1|", "1.3.6.1.2.1.43.10.2.1.4.1.", "1.3.6.1.2.1.43.11.1.1."];
+    for lacks in own {
+        let less: Vec<&str> =
+            both.lines().filter(|line| !line.starts_with(lacks) || line.contains(".2.1|")).collect();
+        let reading = whole(&less.join("\n"));
+        assert_ne!(reading.facts.serial.as_deref(), Some("OTHER999"), "without {lacks}");
+        assert_ne!(reading.counters.total, Some(77), "without {lacks}");
+        assert!(reading.supplies.iter().all(|supply| supply.name != "Cyan Toner"), "without {lacks}");
+    }
+    let (finished, _) = Responder::of(&both).read(Via::SnmpV2c, None);
+    let (again, cost) = Responder::of(&both).read(Via::SnmpV2c, Some(finished.plan));
+    assert_eq!((again.reading, cost.packets), (Some(whole(PRINTER)), 1));
+}
+
 #[test]
 fn a_bulk_answer_of_another_form_is_replaced_by_exact_questions() {
     let responder = Responder::of(PRINTER);

@@ -72,7 +72,7 @@ pub struct Access {
 }
 
 /// What the caller does next: nothing, try later, or tell a human.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WebError {
     /// Nobody listens, or no answer came in time.
     #[error("no answer")]

@@ -479,6 +479,10 @@ fn condition(reason: &str) -> Option<Condition> {
         "marker-supply-missing" => Condition::MarkerSupplyMissing,
         "output-area-almost-full" => Condition::OutputNearFull,
         "output-area-full" => Condition::OutputFull,
+        "marker-waste-almost-full" => Condition::WasteNearFull,
+        "marker-waste-full" => Condition::WasteFull,
+        "opc-near-eol" => Condition::DrumNearEnd,
+        "opc-life-over" => Condition::DrumEnd,
         _ => return None,
     })
 }

@@ -110,7 +110,8 @@ impl<'a> Draft<'a> {
     /// All else that the reading was made of. One of them is asked every time: the serial number, else what comes
     /// nearest to one.
     pub(super) fn marks(&mut self) {
-        const STATIC: [&str; 3] = ["vendor", "model", "mac"];
+        // Conditions come from what state() asks and from rows that come and go.
+        const STATIC: [&str; 4] = ["vendor", "model", "mac", "conditions"];
         let mut identity = self.sources("serial");
         if identity.is_empty() {
             identity = vec![mib::scalar(mib::SYS_OBJECT_ID), mib::scalar(mib::SYS_NAME)];

@@ -14,6 +14,9 @@ pub fn merge(standard: Reading, web: Reading, ipp: Reading) -> Reading {
 }
 
 fn fill(mut into: Reading, from: Reading) -> Reading {
+    if are_two(&into, &from) {
+        return into;
+    }
     let mut filler = Filler { into: &mut into, from: &from, used: false };
     filler.facts();
     filler.counters();
@@ -25,6 +28,17 @@ fn fill(mut into: Reading, from: Reading) -> Reading {
         into.via.dedup();
     }
     into
+}
+
+/// True when the two tell serial numbers of two machines: several share the address, as behind a print server. Zeros in
+/// front, and a prefix that one of the two leaves out, are the same number.
+fn are_two(one: &Reading, other: &Reading) -> bool {
+    let plain = |reading: &Reading| {
+        let serial = reading.facts.serial.as_deref()?.trim().trim_start_matches('0').to_ascii_lowercase();
+        (!serial.is_empty()).then_some(serial)
+    };
+    let (Some(one), Some(other)) = (plain(one), plain(other)) else { return false };
+    !one.ends_with(&other) && !other.ends_with(&one)
 }
 
 struct Filler<'a> {
@@ -187,6 +201,18 @@ mod tests {
         let percents: Vec<Option<u8>> = merged.supplies.iter().map(|supply| supply.percent).collect();
         assert_eq!(percents, [Some(40), Some(5)]);
         assert_eq!(merged.via, [Via::SnmpV2c, Via::Http]);
+    }
+
+    #[test]
+    fn another_machines_page_adds_nothing() {
+        let standard = || reading(Via::SnmpV2c, Some("CND8F5PF0F"), None);
+        let page = |serial: &str| reading(Via::Http, Some(serial), Some(9));
+        let merged = merge(standard(), page("JPBCC1234X"), Reading::default());
+        assert_eq!((merged.counters.total, merged.via), (None, vec![Via::SnmpV2c]));
+        for same in ["CND8F5PF0F", "00CND8F5PF0F", "8F5PF0F", "cnd8f5pf0f"] {
+            let merged = merge(standard(), page(same), Reading::default());
+            assert_eq!(merged.counters.total, Some(9), "{same}");
+        }
     }
 
     #[test]

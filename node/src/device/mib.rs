@@ -66,6 +66,15 @@ pub(crate) const COLORANT_VALUE: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 12, 1, 1, 4];
 /// prtConsoleDisplayBufferText.
 pub(crate) const CONSOLE_TEXT: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 16, 5, 1, 2];
 
+/// prtAlertSeverityLevel.
+pub(crate) const ALERT_SEVERITY: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 18, 1, 1, 2];
+/// prtAlertGroup.
+pub(crate) const ALERT_GROUP: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 18, 1, 1, 4];
+/// prtAlertGroupIndex.
+pub(crate) const ALERT_GROUP_INDEX: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 18, 1, 1, 5];
+/// prtAlertCode.
+pub(crate) const ALERT_CODE: &[u32] = &[1, 3, 6, 1, 2, 1, 43, 18, 1, 1, 7];
+
 /// ppmPrinterIEEE1284DeviceId (PWG 5107.1).
 pub(crate) const PPM_DEVICE_ID: &[u32] = &[1, 3, 6, 1, 4, 1, 2699, 1, 2, 1, 2, 1, 1, 3];
 /// enterprises (RFC 2578).

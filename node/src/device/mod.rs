@@ -11,12 +11,14 @@
 //!
 //! Architecture Invariant: a [`Read`] asks at most [`MAX_REQUESTS`] questions, whatever the device answers.
 
+mod alert;
 mod answers;
 mod brand;
 pub mod browser;
 mod drive;
 mod ews;
 mod family;
+mod fetch;
 pub(crate) mod fuzz;
 pub mod http;
 mod ipp;
@@ -26,6 +28,7 @@ mod learn;
 pub mod local;
 mod merge;
 mod mib;
+mod news;
 mod plan;
 mod read;
 mod router;

@@ -17,8 +17,10 @@ use quire_proto::oid::Oid;
 use quire_proto::reading::{Counters, Reading, Supply};
 use quire_proto::sources::Sources;
 
-use super::answers::{Answers, number, octets, total};
+use super::alert::Alerts;
+use super::answers::{Answers, total};
 use super::learn::Draft;
+use super::news::{News, digest_marks, is_replaced};
 use super::script::{Profiles, Subject};
 use super::{mib, standard, supply, text};
 use crate::snmp::{Request, Value, VarBind};
@@ -28,8 +30,9 @@ use crate::snmp::{Request, Value, VarBind};
 const USES: u8 = 24;
 /// Of these, so many ask for the changing values alone before one asks for all.
 const THOROUGH: u8 = 6;
-/// A level that rises by more than this part of its capacity is another cartridge.
-const RISE: i64 = 20;
+/// An alert table without a row is looked at anew every so many reads, and whenever the printer's state says that
+/// something is wrong: the look costs about 40 octets in the same packet.
+const GLANCE: u8 = 3;
 /// Names of single instances in a GETBULK; beyond, exact GETs are cheaper to get right than to save octets on.
 const MOST_SINGLES: usize = 40;
 /// Instances that a plan takes over from profiles: two packets.
@@ -48,6 +51,10 @@ pub struct ReadPlan {
     /// The panel's text and where it came from.
     display: Option<Arc<(String, String)>>,
     uses: u8,
+    /// The rows of prtAlertTable, where it has any.
+    alerts: Option<Arc<Alerts>>,
+    /// The printer's hrDeviceIndex, where one responder speaks for several.
+    pub(super) own: Option<u32>,
     /// What profiles asked beside.
     beside: Option<Arc<Beside>>,
     /// What a probe has brought, for the first read.
@@ -58,6 +65,8 @@ pub struct ReadPlan {
     pub(super) no_bulk: bool,
     /// GETBULK brought something else than was expected: exact GETs from now on.
     pub(super) exact: bool,
+    /// Asked for its alerts it said nothing: left alone until the device is read anew.
+    pub(super) mute_alerts: bool,
 }
 
 /// What the scripts of profiles ask a device beside its reading.
@@ -252,16 +261,66 @@ impl ReadPlan {
     /// name for all rows of it. `None` where exact GETs do better.
     pub(super) fn bulk(&self) -> Option<Request> {
         let shape = &self.learnt.as_ref()?.shape;
-        let singles = shape.often - shape.run + self.beside().there.len();
+        let singles = self.singles();
         if self.exact || self.no_bulk || singles > MOST_SINGLES {
             return None;
         }
-        let names = self.often().take(singles + 1);
+        let (watched, mut often) = (self.watched(), self.often().map(mib::predecessor));
         Some(Request::GetBulk {
-            non_repeaters: u8::try_from(singles).ok()?,
+            non_repeaters: u8::try_from(singles + watched.len()).ok()?,
             max_repetitions: u8::try_from(shape.run).ok()?,
-            oids: names.map(mib::predecessor).collect(),
+            oids: often
+                .by_ref()
+                .take(singles)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .chain(watched)
+                .chain(often.next())
+                .collect(),
         })
+    }
+
+    /// How many of the instances of every read stand before the run.
+    fn singles(&self) -> usize {
+        let shape = self.learnt.as_ref().map_or(0, |learnt| learnt.shape.often - learnt.shape.run);
+        shape + self.beside().there.len()
+    }
+
+    /// True when this read looks at prtAlertTable, too: known rows are watched every time.
+    pub(super) fn is_watching(&self) -> bool {
+        !self.mute_alerts && (self.alerts.is_some() || (self.uses + 1).is_multiple_of(GLANCE))
+    }
+
+    /// The names in the GETBULK of every read whose successors show whether there are other alerts than before.
+    fn watched(&self) -> Vec<Oid> {
+        let none = Alerts::default();
+        let names = || self.alerts.as_deref().unwrap_or(&none).watch();
+        let names = self.is_watching().then(names).flatten().unwrap_or_default();
+        if self.singles() + names.len() > MOST_SINGLES { Vec::new() } else { names }
+    }
+
+    /// Takes the successors of what is watched out of an answer; tells whether the alerts are those that are known, and
+    /// `None` where nothing was watched.
+    pub(super) fn take_watched(&self, varbinds: &mut Vec<VarBind>) -> Option<bool> {
+        let (start, count) = (self.singles(), self.watched().len());
+        if count == 0 || varbinds.len() < start + count {
+            return None;
+        }
+        let came: Vec<VarBind> = varbinds.drain(start..start + count).collect();
+        Some(self.alerts.as_deref().unwrap_or(&Alerts::default()).are(&came))
+    }
+
+    /// Takes what prtAlertTable says now.
+    pub(super) fn learn_alerts(&mut self, answers: &Answers, supplies: &[Supply]) {
+        let alerts = Alerts::of(answers, supplies, self.own);
+        self.alerts = (!alerts.is_empty()).then(|| Arc::new(alerts));
+    }
+
+    /// Adds the conditions that the alerts say to a reading.
+    pub(super) fn alert(&self, reading: &mut Reading) {
+        if let Some(alerts) = self.alerts.as_ref().filter(|_| !self.mute_alerts) {
+            alerts.join(reading);
+        }
     }
 
     pub(super) fn subject(&self) -> Arc<Subject> {
@@ -321,6 +380,9 @@ impl ReadPlan {
         let (sums, others) = (draft.sums(&positions), draft.outranked(&positions));
         let News { levels, state, .. } = News::of(&asks, &found);
         let mut template = reading.clone();
+        // They are made anew every time.
+        template.conditions.clear();
+        template.sources.remove("conditions");
         let (often_marks, all_marks) = (digest_marks(&asks, &found[..often]), digest_marks(&asks, &found));
         let shape = Shape {
             asks,
@@ -336,13 +398,15 @@ impl ReadPlan {
         let profiles = answers.profiles().clone();
         let learnt =
             Learnt { shape: shared(shape), template, subject, profiles, charset, often_marks, all_marks };
-        ReadPlan {
+        let mut plan = ReadPlan {
             learnt: Some(Arc::new(learnt)),
             levels: levels.into(),
             state,
             display,
             ..ReadPlan::default()
-        }
+        };
+        plan.learn_alerts(answers, &reading.supplies);
+        plan
     }
 }
 
@@ -430,73 +494,6 @@ fn set_source(reading: &mut Reading, field: &str, source: Option<String>) {
         Some(source) => drop(reading.sources.insert(field.to_owned(), source)),
         None => drop(reading.sources.remove(field)),
     }
-}
-
-/// What one read brought, by what it is good for.
-#[derive(Default)]
-struct News<'a> {
-    levels: Vec<i64>,
-    printer: Option<i64>,
-    device: Option<i64>,
-    errors: Option<(&'a Oid, &'a [u8])>,
-    display: Vec<(&'a Oid, &'a [u8])>,
-    state: u64,
-}
-
-impl<'a> News<'a> {
-    fn of(asks: &'a [Ask], found: &[&'a Value]) -> News<'a> {
-        let mut news = News::default();
-        asks.iter().zip(found).for_each(|(ask, value)| news.take(ask, value));
-        news
-    }
-
-    fn take(&mut self, ask: &'a Ask, value: &'a Value) {
-        match ask.feed {
-            Feed::Mark | Feed::Number => {}
-            Feed::Level(_) => self.levels.push(number(value).unwrap_or(UNREADABLE)),
-            Feed::PrinterStatus => self.printer = number(value),
-            Feed::DeviceStatus => self.device = number(value),
-            Feed::Errors => self.errors = octets(value).map(|bits| (&ask.oid, bits)),
-            Feed::Display => self.display.extend(octets(value).map(|text| (&ask.oid, text))),
-        }
-        if matches!(ask.feed, Feed::PrinterStatus | Feed::Errors) {
-            let mut hasher = DefaultHasher::new();
-            (self.state, Digest(value)).hash(&mut hasher);
-            self.state = hasher.finish();
-        }
-    }
-}
-
-/// A level that is no number: RFC 3805 has no such value, and it is as good as unknown.
-const UNREADABLE: i64 = -2;
-
-fn is_replaced(old: i64, new: i64, max: Option<u64>) -> bool {
-    let size = max.and_then(|max| i64::try_from(max).ok()).unwrap_or(100);
-    (old < 0) != (new < 0) || new - old > size / RISE
-}
-
-/// A value for hashing.
-struct Digest<'a>(&'a Value);
-
-impl Hash for Digest<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match self.0 {
-            Value::Integer(n) => n.hash(state),
-            Value::OctetString(octets) | Value::Opaque(octets) => octets.hash(state),
-            Value::ObjectId(oid) => oid.hash(state),
-            Value::IpAddress(address) => address.hash(state),
-            Value::Counter32(n) | Value::Gauge32(n) | Value::TimeTicks(n) => n.hash(state),
-            Value::Counter64(n) => n.hash(state),
-            Value::Null | Value::NoSuchObject | Value::NoSuchInstance | Value::EndOfMibView => {}
-        }
-    }
-}
-
-fn digest_marks(asks: &[Ask], found: &[&Value]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let marks = asks.iter().zip(found).filter(|(ask, _)| ask.feed == Feed::Mark);
-    marks.for_each(|(_, value)| Digest(value).hash(&mut hasher));
-    hasher.finish()
 }
 
 /// The same shape as one that is in use, or this one.

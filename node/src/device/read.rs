@@ -6,14 +6,15 @@
 //! is not asked again. What was learnt becomes a [`ReadPlan`]; the next read then asks for the instances that may change alone,
 //! and starts over in full when one of them is gone or the device turns out to be another.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quire_proto::oid::Oid;
-use quire_proto::reading::{Reading, Via};
+use quire_proto::reading::{Reading, Status, Via};
 
+use super::alert;
 use super::answers::{Answers, has_value};
 use super::family::Family;
+use super::fetch::Fetch;
 use super::judge::{Verdict, has_printer_mib, judge_answers};
 use super::plan::Patched;
 pub use super::plan::ReadPlan;
@@ -21,7 +22,7 @@ use super::script::{Profiles, Subject};
 use super::vendor::{Private, TABLE};
 use super::walk::Walk;
 use super::{brand, mib, standard, supply};
-use crate::snmp::{Request, Response, VarBind};
+use crate::snmp::{Request, Response};
 
 /// The most questions of one read: 4 to 6 are usual, GETNEXT over 14 supplies takes about 30. At the bound the read
 /// ends with what is known and is not complete.
@@ -47,6 +48,9 @@ const SUPPLY_ROWS: u16 = 64;
 /// Most rows of a vendor's table of named counters.
 const NAMED_ROWS: u16 = 120;
 const NAMED_REPETITIONS: u8 = 20;
+/// Rows of prtAlertTable at a time: most devices have one or two.
+const ALERT_REPETITIONS: u8 = 3;
+
 /// Why a question has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
@@ -83,6 +87,8 @@ enum Phase {
     Colors(Fetch),
     Named(Walk),
     Names(Walk),
+    /// The rows of prtAlertTable, where there are any.
+    Alerts(Walk),
     Done,
 }
 
@@ -106,6 +112,8 @@ pub struct Read {
     complete: bool,
     /// IEEE 1284 ids were asked for.
     named: bool,
+    /// Whether the alerts are those that the plan knows, as far as this read has looked.
+    same_alerts: Option<bool>,
 }
 
 impl Read {
@@ -133,6 +141,7 @@ impl Read {
             bulk_is_empty: no_bulk,
             complete: true,
             named: false,
+            same_alerts: None,
         };
         if !read.planned {
             read.start_over();
@@ -140,6 +149,11 @@ impl Read {
             read.phase = read.exact();
         }
         read
+    }
+
+    fn alerts(&self) -> Phase {
+        let columns = alert::COLUMNS.map(mib::oid);
+        Phase::Alerts(Walk::new(&[], &columns, alert::ROWS, ALERT_REPETITIONS, !self.no_bulk))
     }
 
     fn exact(&self) -> Phase {
@@ -154,7 +168,7 @@ impl Read {
                 Phase::Exact(fetch) | Phase::Thorough(fetch) => fetch.request(),
                 Phase::Private(fetch) | Phase::Colors(fetch) => fetch.request(),
                 Phase::Who(walk) | Phase::Supplies(walk) => walk.request(),
-                Phase::Named(walk) | Phase::Names(walk) => walk.request(),
+                Phase::Named(walk) | Phase::Names(walk) | Phase::Alerts(walk) => walk.request(),
                 Phase::Done => return None,
             };
             if request.is_some() && self.asked >= MAX_REQUESTS {
@@ -187,7 +201,8 @@ impl Read {
         }
         if self.planned {
             let subject = self.plan.subject();
-            let reading = self.patched.map(|reading| *reading);
+            let mut reading = self.patched.map(|reading| *reading);
+            reading.iter_mut().for_each(|reading| self.plan.alert(reading));
             return Finished {
                 reading,
                 plan: self.plan,
@@ -196,12 +211,20 @@ impl Read {
                 fresh: self.answers,
             };
         }
+        let own = standard::own_device(&self.answers);
+        let subject = match own {
+            Some(own) => {
+                standard::keep_own(&mut self.answers, own);
+                Arc::default()
+            }
+            None => Arc::new(Subject::of(&self.answers)),
+        };
         let reading = standard::reading(&self.answers, self.via);
-        let subject = Arc::new(Subject::of(&self.answers));
         let mut plan = match &reading {
             Some(reading) if self.complete => {
                 let mut plan = ReadPlan::learn(&self.answers, reading, subject.clone());
                 (plan.exact, plan.jetdirect) = (self.plan.exact, self.plan.jetdirect);
+                (plan.mute_alerts, plan.own) = (self.plan.mute_alerts, own);
                 plan
             }
             Some(_) | None => self.plan,
@@ -212,6 +235,7 @@ impl Read {
 
     fn start_over(&mut self) {
         self.planned = false;
+        self.plan.mute_alerts = false;
         self.answers = self.plan.take_seen().understood_with(self.answers.profiles().clone());
         let seen = |root: &[u32]| self.answers.first(root).is_some();
         let mut once: Vec<Oid> =
@@ -230,6 +254,11 @@ impl Read {
         for root in WHO_MANY.iter().filter(|root| !(typed && **root == mib::HR_DEVICE_TYPE)) {
             walk.row_by_row(&mib::oid(root), WHO_ROWS);
         }
+        // A second row of hrPrinterTable is another printer's.
+        let second = mib::oid(mib::HR_PRINTER_STATUS).child(&[1]);
+        walk.behind(&mib::oid(mib::HR_PRINTER_STATUS), &second);
+        // One row tells whether there are any.
+        walk.row_by_row(&mib::oid(mib::ALERT_CODE), 1);
         if !self.no_bulk {
             walk.row_by_row(&mib::oid(mib::CONSOLE_TEXT), CONSOLE_ROWS);
             walk.span(&mib::oid(mib::SUPPLY_ENTRY), &mib::oid(mib::SUPPLY_TYPE), SUPPLY_ROWS * 5);
@@ -251,7 +280,7 @@ impl Read {
                 walk.handle(response, &mut self.answers);
                 self.look_around();
             }
-            Phase::Supplies(walk) | Phase::Named(walk) | Phase::Names(walk) => {
+            Phase::Supplies(walk) | Phase::Named(walk) | Phase::Names(walk) | Phase::Alerts(walk) => {
                 walk.handle(response, &mut self.answers);
                 self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
                 self.no_bulk |= !walk.bulk();
@@ -273,6 +302,9 @@ impl Read {
         if standard::mac_is_known(&self.answers) {
             walk.stop(IF_ENTRY);
         }
+        if !walk.is_untouched(mib::ALERT_CODE) {
+            walk.stop(mib::ALERT_CODE);
+        }
         self.bulk_is_empty |= !self.no_bulk && !walk.bulk();
         self.no_bulk |= !walk.bulk();
         if self.no_bulk {
@@ -291,11 +323,13 @@ impl Read {
     /// Takes the one GETBULK of a planned read, where it brought exactly what was expected.
     fn handle_often(&mut self, response: Response) {
         self.heard = true;
+        let mut response = response;
+        self.same_alerts = self.plan.take_watched(&mut response.varbinds);
         let mut came = response.varbinds.iter();
         let expected =
             |oid: &Oid| came.next().is_some_and(|varbind| varbind.oid == *oid && has_value(&varbind.value));
         if response.error_status != 0 || !self.plan.often().all(expected) {
-            self.plan.exact = true;
+            (self.plan.exact, self.same_alerts) = (true, None);
             self.phase = self.exact();
             return;
         }
@@ -307,10 +341,17 @@ impl Read {
 
     /// Makes the reading of what a planned read brought; `thorough`: of all that it can ask for.
     fn settle(&mut self, thorough: bool) -> Phase {
+        let due = self.plan.is_watching();
         match self.plan.patch(&self.answers, thorough) {
             Patched::Reading(reading) => {
+                let ails = !reading.conditions.is_empty() || reading.status == Some(Status::Stopped);
                 self.patched = Some(reading);
-                Phase::Done
+                // As far as they were watched; else when they are due, or something is wrong since the last read.
+                let other = match self.same_alerts {
+                    Some(same) => !same,
+                    None => due || thorough && ails && !self.plan.mute_alerts,
+                };
+                if other { self.alerts() } else { Phase::Done }
             }
             Patched::Thorough => Phase::Thorough(Fetch::new(self.plan.rest(), GET_WIDTH, false)),
             Patched::Anew => {
@@ -334,6 +375,12 @@ impl Read {
             Phase::Often | Phase::Exact(_) | Phase::Thorough(_) => self.give_up(),
             Phase::Who(_) | Phase::Supplies(_) | Phase::Named(_) | Phase::Names(_) => self.give_up(),
             Phase::Private(_) | Phase::Colors(_) => self.give_up(),
+            Phase::Alerts(walk) if walk.bulk() => walk.without_bulk(),
+            Phase::Alerts(_) => {
+                // All else is known: a table that silences the device costs its alerts, not its counters.
+                self.plan.mute_alerts = true;
+                self.phase = Phase::Done;
+            }
             Phase::Done => {}
         }
     }
@@ -366,7 +413,13 @@ impl Read {
                 Phase::Named(Walk::new(&[], &columns, NAMED_ROWS, NAMED_REPETITIONS, !self.no_bulk))
             }
             Phase::Named(_) => Phase::Names(Walk::new(&self.last_names(), &[], 0, 1, !self.no_bulk)),
-            Phase::Often | Phase::Names(_) | Phase::Done => Phase::Done,
+            Phase::Names(_) if self.answers.first(mib::ALERT_CODE).is_some() => self.alerts(),
+            Phase::Alerts(_) if self.planned => {
+                let supplies = self.patched.as_ref().map_or(&[][..], |reading| &reading.supplies);
+                self.plan.learn_alerts(&self.answers, supplies);
+                Phase::Done
+            }
+            Phase::Often | Phase::Names(_) | Phase::Alerts(_) | Phase::Done => Phase::Done,
         };
     }
 
@@ -448,74 +501,4 @@ fn common_ids() -> impl Iterator<Item = Oid> {
         .device_id
         .iter()
         .map(|entry| mib::oid(entry.0.arcs().split_last().map_or(&[][..], |(_, rest)| rest)))
-}
-
-/// GETs of exact instances, some at a time.
-#[derive(Debug)]
-struct Fetch {
-    pending: VecDeque<Oid>,
-    asked: usize,
-    width: usize,
-    /// GETNEXT of what lies before each: an SNMPv1 GET fails as a whole when one instance is missing
-    /// (RFC 1157 section 4.1.2), GETNEXT does not.
-    by_next: bool,
-    missing: bool,
-}
-
-impl Fetch {
-    fn new(oids: Vec<Oid>, width: usize, by_next: bool) -> Fetch {
-        Fetch { pending: oids.into(), asked: 0, width, by_next, missing: false }
-    }
-
-    fn request(&mut self) -> Option<Request> {
-        self.asked = self.pending.len().min(self.width);
-        if self.asked == 0 {
-            return None;
-        }
-        let oids = self.pending.iter().take(self.asked);
-        Some(if self.by_next {
-            Request::GetNext(oids.map(predecessor).collect())
-        } else {
-            Request::Get(oids.cloned().collect())
-        })
-    }
-
-    fn handle(&mut self, response: &Response, answers: &mut Answers) {
-        const TOO_BIG: u32 = 1;
-        if response.error_status != 0 {
-            let offender = (response.error_index as usize).checked_sub(1).filter(|at| *at < self.asked);
-            match offender {
-                Some(at) if response.error_status != TOO_BIG => {
-                    self.missing = true;
-                    let _dropped = self.pending.remove(at);
-                }
-                Some(_) | None if self.asked > 1 => self.width = self.asked / 2,
-                Some(_) | None => {
-                    self.missing = true;
-                    let _dropped = self.pending.pop_front();
-                }
-            }
-            return;
-        }
-        let wanted: Vec<Oid> = self.pending.drain(..self.asked.min(self.pending.len())).collect();
-        for (at, oid) in wanted.iter().enumerate() {
-            let fits = |varbind: &&VarBind| varbind.oid == *oid && has_value(&varbind.value);
-            // Where it should be, or else anywhere.
-            let found =
-                response.varbinds.get(at).filter(fits).or_else(|| response.varbinds.iter().find(fits));
-            match found {
-                Some(varbind) => answers.insert(varbind),
-                None => self.missing = true,
-            }
-        }
-    }
-}
-
-/// A name whose successor is `oid` where that exists: for `.0` the object, else the instance before.
-fn predecessor(oid: &Oid) -> Oid {
-    match oid.arcs().split_last() {
-        Some((0, rest)) => mib::oid(rest),
-        Some((last, rest)) => mib::oid(rest).child(&[last - 1]),
-        None => oid.clone(),
-    }
 }

@@ -36,8 +36,15 @@ an IPP attribute. This page says which sources there are. It is made from the co
 | total | prtMarkerLifeCount of the first marker, with prtMarkerCounterUnit where it is not impressions; else the vendor's |
 | other counters | the vendor's objects only |
 | supplies | prtMarkerSuppliesTable with prtMarkerColorantTable; -1, -2 and -3 become `unlimited`, `unknown`, `some` |
-| status, conditions | hrPrinterStatus with hrDeviceStatus, hrPrinterDetectedErrorState |
+| status | hrPrinterStatus with hrDeviceStatus |
+| conditions | hrPrinterDetectedErrorState, and the codes of prtAlertTable |
 | display | prtConsoleDisplayBufferText, else the vendor's object |
+
+Of prtAlertTable the code counts, where all groups share it with its group and part, and whether it stops the printer;
+texts are not interpreted. Beside the words of hrPrinterDetectedErrorState there are `waste-near-full`, `waste-full`,
+`drum-near-end` and `drum-end`. The table is asked for with every full read, whenever the state says that something is
+wrong, and every third time otherwise; rows that are known are watched by every read, in its one packet. Where one
+responder speaks for several printers (by hrDeviceIndex), the first of them is read, and nothing of the others is mixed in.
 
 What SNMP leaves open is filled from the device's own pages, then from IPP's Get-Printer-Attributes
 (printer-make-and-model, printer-device-id, printer-state and -reasons, marker-*, printer-supply), which no captured

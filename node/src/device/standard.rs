@@ -3,13 +3,14 @@
 //! Pure and total: any answers give a reading or none. A value that is not known stays absent, and every value that is
 //! given names the OID it came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quire_proto::address::Mac;
 use quire_proto::oid::Oid;
 use quire_proto::reading::{Condition, Counters, Facts, Other, Reading, Status, Via};
 
+use super::alert::Alerts;
 use super::answers::{Answers, number, object_id, octets, total};
 use super::brand;
 use super::family::Family;
@@ -32,6 +33,7 @@ pub(crate) fn reading(answers: &Answers, via: Via) -> Option<Reading> {
     read_counters(answers, &families, &mut reading);
     read_supplies(answers, &mut reading);
     read_condition(answers, &mut reading);
+    Alerts::of(answers, &reading.supplies, None).join(&mut reading);
     let display = read_display(answers, &families);
     reading.display = keep(&mut reading.sources, "display", display);
     Some(reading)
@@ -102,6 +104,38 @@ pub(crate) fn printer_row(answers: &Answers) -> Option<u32> {
     let mut rows = answers.rows(mib::HR_DEVICE_TYPE);
     rows.find(|(_, _, value)| object_id(value).as_ref() == Some(&printer))
         .and_then(|(row, _, _)| row.first().copied())
+}
+
+/// The hrDeviceIndex of the printer that is read, where one responder speaks for several, as a print server with many
+/// ports may: the first that has a row in hrPrinterTable. `None` where there is one printer, whatever its tables call it.
+pub(crate) fn own_device(answers: &Answers) -> Option<u32> {
+    let first = |(row, _, _): (&[u32], _, _)| row.first().copied();
+    let printer = mib::oid(mib::HR_DEVICE_PRINTER);
+    let types = answers.rows(mib::HR_DEVICE_TYPE);
+    let typed = types.filter(|(_, _, value)| object_id(value).as_ref() == Some(&printer)).filter_map(first);
+    let states = answers.rows(mib::HR_PRINTER_STATUS).filter_map(first);
+    // Some devices with one printer call it 0 in one table and 1 in the others.
+    let supplies = supply::rows(answers).into_iter().filter(|row| row.len() > 1).map(|row| row[0]);
+    let supplies: BTreeSet<u32> = supplies.filter(|index| *index > 0).collect();
+    let (typed, states): (BTreeSet<u32>, BTreeSet<u32>) = (typed.collect(), states.collect());
+    let several = [&typed, &states, &supplies].into_iter().any(|indices| indices.len() > 1);
+    let own = [&states, &typed, &supplies].into_iter().find_map(|indices| indices.first().copied());
+    own.filter(|_| several)
+}
+
+/// Drops what other printers behind the same responder said: their rows of RFC 3805 and RFC 2790, and a vendor's objects,
+/// of which nobody can say whose they are.
+pub(crate) fn keep_own(answers: &mut Answers, own: u32) {
+    const HR_DEVICE: &[u32] = &[1, 3, 6, 1, 2, 1, 25, 3];
+    /// Arcs of a column's name in both MIBs; behind it stands the hrDeviceIndex.
+    const COLUMN: usize = 11;
+    answers.keep(|oid| {
+        let arcs = oid.arcs();
+        match arcs.starts_with(mib::PRINT_MIB) || arcs.starts_with(HR_DEVICE) {
+            true => arcs.get(COLUMN).is_none_or(|index| *index == own),
+            false => !arcs.starts_with(mib::ENTERPRISES),
+        }
+    });
 }
 
 /// True when the console has text.
@@ -294,8 +328,10 @@ pub(crate) fn status(printer: Option<i64>, device: Option<i64>) -> Option<Status
 
 /// The set bits, the highest bit of the first octet being bit 0 (RFC 2790).
 pub(crate) fn conditions(octets: &[u8]) -> Vec<Condition> {
+    /// Bits that have a meaning; the conditions behind them are prtAlertTable's alone.
+    const BITS: usize = 15;
     let is_set = |bit: usize| octets.get(bit / 8).is_some_and(|octet| octet & (0x80 >> (bit % 8)) != 0);
-    Condition::ALL
+    Condition::ALL[..BITS]
         .iter()
         .enumerate()
         .filter(|(bit, _)| is_set(*bit))
@@ -338,7 +374,7 @@ mod tests {
         assert_eq!(conditions(&[0x80]), [Condition::LowPaper]);
         assert_eq!(conditions(&[0x01, 0x80]), [Condition::ServiceRequested, Condition::InputTrayMissing]);
         assert!(conditions(&[]).is_empty());
-        assert!(conditions(&[0, 0, 0, 0xff]).is_empty());
+        assert!(conditions(&[0, 1, 0xff, 0xff]).is_empty(), "bits without a meaning");
     }
 
     #[test]

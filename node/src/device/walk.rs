@@ -77,6 +77,11 @@ impl Walk {
         self.add(root, cursor, limit, true);
     }
 
+    /// Adds the one instance below `root` behind `cursor`.
+    pub(crate) fn behind(&mut self, root: &Oid, cursor: &Oid) {
+        self.add(root, cursor, 1, false);
+    }
+
     /// How many rows are wanted next.
     pub(crate) fn want(&mut self, rows: u8) {
         self.wanted = rows.max(1);

@@ -3,20 +3,23 @@
 //! The door: [`complete`], which asks only for what a reading lacks. One connection at a time, families that the
 //! brand is known to have only, [`BUDGET`] for the whole of it.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use quire_proto::reading::{Reading, Via};
 
-use super::browser::Browser;
+use super::browser::{Browser, Shown};
 use super::ews::{self, Ask, Draft, READERS, Reader, Sheet};
-use super::http::{Access, Fingerprint, Login, Visit, WebError};
+use super::http::{Access, Fetched, Fingerprint, Login, Visit, WebError};
 use super::{ipp, lacks, merge};
 
 mod pages;
 
-pub(crate) use pages::{Pages, RenderMiss};
+pub(crate) use pages::Pages;
+pub use pages::RenderMiss;
 
 /// How long pages and IPP of one device may take together.
 pub const BUDGET: Duration = Duration::from_secs(30);
@@ -41,6 +44,29 @@ pub struct Asking {
     pub pin: Option<Fingerprint>,
     /// What shows pages that need JavaScript to scripts.
     pub browser: Option<Browser>,
+    /// Who shows them where this machine cannot.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
+}
+
+/// Another machine with a browser. It makes its own visit to the device, under the same settings.
+pub trait Elsewhere: fmt::Debug + Send + Sync {
+    /// The page at a path of the device, at most `most` octets of it; `None` where nobody else shows pages now.
+    fn show(
+        &self,
+        ip: IpAddr,
+        path: String,
+        most: usize,
+        pin: Option<Fingerprint>,
+    ) -> BoxFuture<'static, Option<Handed>>;
+}
+
+/// What came of a page that was handed over.
+#[derive(Debug)]
+pub struct Handed {
+    /// The page, or why there is none.
+    pub page: Result<(Fetched, Shown), RenderMiss>,
+    /// What the visit taught.
+    pub learnt: Learnt,
 }
 
 /// What asking taught beside the reading.

@@ -45,6 +45,7 @@ fn state_reasons_and_levels_become_words() {
             (ENUM, "printer-state", &[0, 0, 0, 5]),
             (KEYWORD, "printer-state-reasons", b"media-jam-error"),
             (KEYWORD, "", b"toner-low-warning"),
+            (KEYWORD, "", b"marker-waste-almost-full-warning"),
             (NAME, "marker-names", b"Black Cartridge"),
             (NAME, "", b"Waste"),
             (KEYWORD, "marker-types", b"toner"),
@@ -59,7 +60,7 @@ fn state_reasons_and_levels_become_words() {
     );
     let reading = read(&octets, "ipp:/x").unwrap();
     assert_eq!(reading.status, Some(Status::Stopped));
-    assert_eq!(reading.conditions, [Condition::LowToner, Condition::Jammed]);
+    assert_eq!(reading.conditions, [Condition::LowToner, Condition::Jammed, Condition::WasteNearFull]);
     assert_eq!(reading.facts.serial.as_deref(), Some("CNDCJ9P3Q1"));
     assert_eq!(reading.sources["serial"], "ipp:/x#printer-device-id");
     let [black, waste] = reading.supplies.as_slice() else { panic!("{:?}", reading.supplies) };

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::{Asking, Learnt, note, visit};
-use crate::device::browser::{BrowserMiss, Shown};
+use super::{Asking, Handed, Learnt, note, visit};
+use crate::device::browser::{Browser, BrowserMiss, Shown};
 use crate::device::http::{Fetched, Visit, WebError};
 
 /// What one script may ask of a web server, redirects and logins included. It has 64 requests of its own.
@@ -14,7 +14,7 @@ const LOADS: u32 = 160;
 
 /// Why there is no rendered page.
 #[derive(Debug)]
-pub(crate) enum RenderMiss {
+pub enum RenderMiss {
     /// The device has none.
     Web(WebError),
     /// The device has one, and it was not shown.
@@ -70,8 +70,45 @@ impl Pages {
     }
 
     /// The page at a path, and what a browser makes of it. A page that is none (404 and the like) is not shown.
+    /// Where this machine has no browser that works, another one is asked.
     pub(crate) async fn render(&mut self, path: &str, most: usize) -> Result<(Fetched, Shown), RenderMiss> {
         let browser = self.asking.browser.clone().ok_or(RenderMiss::Browser(BrowserMiss::Off))?;
+        if !Browser::found() {
+            return self.hand_over(path, most, BrowserMiss::Missing).await;
+        }
+        match self.render_here(&browser, path, most).await {
+            Err(RenderMiss::Browser(miss @ (BrowserMiss::Missing | BrowserMiss::Broken(_)))) => {
+                self.hand_over(path, most, miss).await
+            }
+            rendered => rendered,
+        }
+    }
+
+    /// The page as another machine shows it, which makes a visit of its own: this one ends before, so that the device
+    /// has one session at a time.
+    async fn hand_over(
+        &mut self,
+        path: &str,
+        most: usize,
+        miss: BrowserMiss,
+    ) -> Result<(Fetched, Shown), RenderMiss> {
+        let Some(elsewhere) = self.asking.elsewhere.clone() else { return Err(RenderMiss::Browser(miss)) };
+        if self.visit.take().is_some() {
+            self.ports = self.asking.ports.iter().rev().copied().collect();
+        }
+        let pin = self.asking.pin.or(self.learnt.fingerprint);
+        let handed = elsewhere.show(self.ip, path.to_owned(), most, pin).await;
+        let Some(Handed { page, learnt }) = handed else { return Err(RenderMiss::Browser(miss)) };
+        self.learnt.add(&learnt);
+        page
+    }
+
+    async fn render_here(
+        &mut self,
+        browser: &Browser,
+        path: &str,
+        most: usize,
+    ) -> Result<(Fetched, Shown), RenderMiss> {
         let page = self.fetch(path, most).await.map_err(RenderMiss::Web)?;
         if !(200..300).contains(&page.status) {
             let shown = Shown { html: page.text(), ..Shown::default() };
