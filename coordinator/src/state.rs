@@ -413,6 +413,7 @@ fn ask(tables: &mut Overlay<'_>, index: u64, at_ms: u64, ask: &Ask) -> Result<An
             found::explore_again(tables, index, at_ms)?;
             "asked for an exploration of links and routers".to_owned()
         }
+        Some(AskWhat::Bundle(_)) => "asked for a support bundle".to_owned(),
         None => return Ok(refuse("this version does not know the request")),
     };
     audit(tables, index, at_ms, &ask.by, what.clone());

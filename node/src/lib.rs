@@ -1,7 +1,7 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
-//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `collector leader upstream
-//! discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
+//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `doctor` <
+//! `collector leader upstream discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
 
 pub mod cli;
 mod clock;
@@ -12,6 +12,7 @@ mod console;
 pub mod device;
 mod dice;
 mod discovery;
+mod doctor;
 #[doc(hidden)]
 pub mod fuzz;
 mod leader;

@@ -10,6 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["clock", "dice", "tls", "telemetry"],
     &["snmp", "cluster", "routes"],
     &["device"],
+    &["doctor"],
     &["collector", "leader", "upstream", "discovery", "console"],
     &["config", "cli", "fuzz", "lib", "main"],
 ];

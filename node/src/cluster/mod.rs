@@ -19,6 +19,7 @@ mod admission;
 mod backup;
 mod changes;
 mod directory;
+mod inspect;
 pub(crate) mod fuzz;
 mod keys;
 mod launch;
@@ -60,6 +61,7 @@ use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::watch;
 
 pub use changes::{Changes, Seen, Touched};
+pub(crate) use inspect::{Inspection, Look, SECRET_FILES, last_heard};
 pub use keys::{KeyError, Keys};
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
 pub use settings::SettingsError;
@@ -318,6 +320,11 @@ impl Cluster {
         self.inner.spool.clone()
     }
 
+    /// The certificate that other members know this node by.
+    pub(crate) fn certificate(&self) -> Vec<u8> {
+        self.inner.certificate.clone()
+    }
+
     /// The PKCS#8 private key for the upstream link; it never leaves this node.
     pub fn upstream_key(&self) -> &crate::tls::Key {
         &self.inner.upstream_key
@@ -486,6 +493,14 @@ impl Cluster {
             }
         };
         tokio::time::timeout(patience, moved).await.unwrap_or(false)
+    }
+
+    /// Asks a member, or this node itself, at the address that it tells others, whether it is there.
+    ///
+    /// # Errors
+    /// When it does not answer there, or is somebody else.
+    pub(crate) async fn look(&self, member: &Member) -> io::Result<Look> {
+        inspect::look(&self.proposer().net, member).await
     }
 
     /// Waits until other members will never admit this process, and answers why.
