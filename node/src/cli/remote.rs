@@ -73,6 +73,8 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
         Command::Discover(_)
         | Command::Node(_)
         | Command::Script { .. }
+        | Command::Doctor
+        | Command::Bundle { .. }
         | Command::Recover { .. }
         | Command::Backup { .. }
         | Command::Restore(_) => Ok(()),

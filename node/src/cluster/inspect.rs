@@ -102,11 +102,6 @@ impl Inspection {
         self.card.as_ref().map(|card| (card.name.as_str(), card.zone.as_str()))
     }
 
-    /// Its number in the cluster.
-    pub(crate) fn id(&self) -> Option<u64> {
-        self.card.as_ref().map(|card| card.id)
-    }
-
     /// Where it listens for other nodes.
     pub(crate) fn listen(&self) -> Option<&str> {
         self.card.as_ref().map(|card| card.listen.as_str())

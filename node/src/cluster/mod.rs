@@ -65,6 +65,7 @@ pub(crate) use inspect::{Inspection, Look, SECRET_FILES, last_heard};
 pub use keys::{KeyError, Keys};
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
 pub use settings::SettingsError;
+pub(crate) use settings::{open_settings, secrets};
 pub use spool::{SPOOL_LIMIT, Spool, SpoolError};
 pub use standing::{Role, Standing};
 pub use store::View;

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::api::problem;
-use super::{Site, devices, facts, rescue, scripts, segments};
+use super::{Site, bundle, devices, facts, rescue, scripts, segments};
 use crate::cluster::ProposeError;
 
 /// The socket's name in the data directory.
@@ -73,6 +73,8 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/control/explain/{address}", get(explain))
         .route("/control/recover", post(rescue::recover))
         .route("/control/backup", post(rescue::backup))
+        .route("/control/doctor", get(doctor))
+        .route("/control/bundle", post(bundle::serve))
         .route("/control/scripts", get(scripts::list).post(scripts::put))
         .route("/control/scripts/{name}/remove", post(scripts::remove))
         .merge(devices::changes())
@@ -214,6 +216,11 @@ async fn draining(site: &Site, id: NodeId, draining: bool) -> Result<(), Trouble
     let update = UpdateMember { id: id.0, draining: Some(draining), ..UpdateMember::default() };
     site.cluster.propose(Kind::UpdateMember(update), PATIENCE).await?;
     Ok(())
+}
+
+/// What is wrong here; as many seconds as the slowest of what is looked at.
+async fn doctor(State(site): State<Arc<Site>>) -> Json<Value> {
+    Json(json!(site.patient.examine().await))
 }
 
 #[derive(Deserialize)]

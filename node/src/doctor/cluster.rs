@@ -56,6 +56,10 @@ fn judge_look(member: &Member, look: io::Result<Look>, me: bool) -> Vec<Finding>
     };
     let what = format!("{at} answers in {} ms", look.took.as_millis());
     let mut found = vec![Finding::ok(CHECK, what).about(&member.name)];
+    if !look.version.is_empty() && look.version != member.version {
+        let what = format!("it runs {}, and the cluster knows it with {}", look.version, member.version);
+        found.push(Finding::note("version", what, "nothing: it tells the cluster as soon as there is a quorum").about(&member.name));
+    }
     let Some(ahead) = look.ahead_ms.filter(|_| !me) else { return found };
     // The answer took so long that the clock cannot be told more closely.
     let doubt = u64::try_from(look.took.as_millis()).unwrap_or(u64::MAX);
