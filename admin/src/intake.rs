@@ -40,7 +40,7 @@ pub(crate) struct Taken {
 }
 
 #[derive(sqlx::FromRow)]
-struct Fence {
+pub(crate) struct Fence {
     revoked_at_ms: Option<i64>,
     connection: Option<i64>,
     epoch: i64,
@@ -213,8 +213,9 @@ impl Store {
         still_held(&mut tx, holder).await?;
         let detail: String = detail.chars().take(1000).collect();
         // Settings can carry passwords: not kept longer than the site needs them.
+        // A bundle is done when its file is there, whatever the site says.
         let done = sqlx::query(
-            "UPDATE jobs SET state = ?, detail = ?, closed_at_ms = ?,
+            "UPDATE jobs SET state = CASE kind WHEN 'bundle' THEN 'failed' ELSE ? END, detail = ?, closed_at_ms = ?,
                     argument = CASE kind WHEN 'settings' THEN '' ELSE argument END
              WHERE id = ? AND site = ? AND state IN ('pending', 'sent')",
         )
@@ -268,7 +269,7 @@ async fn fence(tx: &mut Transaction<'_, Sqlite>, site: i64) -> Result<Fence, Lin
     }
 }
 
-async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<Fence, LinkError> {
+pub(crate) async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<Fence, LinkError> {
     let fence = fence(tx, holder.site).await?;
     let highest = uint(fence.epoch);
     if highest != holder.epoch || fence.connection != Some(holder.connection) {
@@ -277,7 +278,7 @@ async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<
     Ok(fence)
 }
 
-async fn touch(tx: &mut Transaction<'_, Sqlite>, holder: Holder, now: Millis) -> Result<(), LinkError> {
+pub(crate) async fn touch(tx: &mut Transaction<'_, Sqlite>, holder: Holder, now: Millis) -> Result<(), LinkError> {
     for sql in [
         "UPDATE links SET last_message_ms = ? WHERE site = ?",
         "UPDATE sites SET last_message_ms = ? WHERE key = ?",

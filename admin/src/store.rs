@@ -5,7 +5,7 @@
 //! readers never block it (WAL). Nothing here knows of TLS, gRPC or HTTP.
 
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quire_proto::id::Millis;
@@ -182,6 +182,8 @@ pub(crate) struct Registration<'a> {
 pub struct Store {
     pub(crate) write: SqlitePool,
     pub(crate) read: SqlitePool,
+    /// Where support bundles are.
+    pub(crate) bundles: PathBuf,
     changes: watch::Sender<u64>,
 }
 
@@ -217,7 +219,7 @@ impl Store {
             .max_connections(READERS_MAX)
             .connect_with(options.pragma("query_only", "1"))
             .await?;
-        Ok(Store { write, read, changes: watch::Sender::new(0) })
+        Ok(Store { write, read, bundles: dir.join("bundles"), changes: watch::Sender::new(0) })
     }
 
     /// Closes the files after what runs has ended.
