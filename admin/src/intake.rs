@@ -10,6 +10,7 @@ use quire_proto::upstream::{CheckIn, Hello};
 use quire_proto::{convert, reading};
 use sqlx::{Sqlite, Transaction};
 
+use crate::enroll::REQUESTS_MAX;
 use crate::identity;
 use crate::store::{LinkError, Refusal, Site, Store, StoreError, int, uint};
 
@@ -60,6 +61,15 @@ impl Store {
     ) -> Result<(Holder, u64), LinkError> {
         let mut tx = self.begin().await?;
         let fence = fence(&mut tx, site.key).await?;
+        let removed: Option<bool> =
+            sqlx::query_scalar("SELECT removed_at_ms IS NOT NULL FROM nodes WHERE site = ? AND node = ?")
+                .bind(site.key)
+                .bind(int(hello.node)?)
+                .fetch_optional(&mut *tx)
+                .await?;
+        if removed == Some(true) {
+            return Err(Refusal::Removed.into());
+        }
         let (highest, by) = (uint(fence.epoch), uint(fence.epoch_node));
         if epoch < highest || (epoch == highest && by != hello.node) || epoch == 0 {
             return Err(Refusal::Epoch { highest }.into());
@@ -188,6 +198,7 @@ impl Store {
         .bind(holder.site)
         .execute(&mut *tx)
         .await?;
+        forget_others(&mut tx, holder.site, &check_in.nodes, now).await?;
         touch(&mut tx, holder, now).await?;
         tx.commit().await?;
         self.changed();
@@ -248,6 +259,35 @@ impl Store {
         sqlx::query("DELETE FROM links").execute(&self.write).await?;
         Ok(())
     }
+}
+
+/// Nodes that are known here and are not among a cluster's members were removed from it.
+async fn forget_others(
+    tx: &mut Transaction<'_, Sqlite>,
+    site: i64,
+    members: &[u64],
+    now: Millis,
+) -> Result<(), LinkError> {
+    // Older versions say none.
+    if members.is_empty() {
+        return Ok(());
+    }
+    if members.len() > REQUESTS_MAX {
+        return Err(malformed(format!("a cluster of {} members", members.len())));
+    }
+    let known: Vec<i64> = sqlx::query_scalar("SELECT node FROM nodes WHERE site = ? AND removed_at_ms IS NULL")
+        .bind(site)
+        .fetch_all(&mut **tx)
+        .await?;
+    for node in known.into_iter().filter(|node| !members.contains(&uint(*node))) {
+        sqlx::query("UPDATE nodes SET removed_at_ms = ? WHERE site = ? AND node = ?")
+            .bind(int(now.0)?)
+            .bind(site)
+            .bind(node)
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
 }
 
 pub(crate) fn malformed(what: impl Into<String>) -> LinkError {

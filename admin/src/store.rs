@@ -103,6 +103,9 @@ pub enum Refusal {
     /// A node speaks with another node's certificate.
     #[error("node: the certificate is another node's")]
     Node,
+    /// Its cluster has no such member any more.
+    #[error("removed: the node was removed from its cluster")]
+    Removed,
     /// `site revoke`, or a site that this server does not know.
     #[error("revoked: the site is no longer welcome")]
     Revoked,
@@ -128,6 +131,7 @@ impl Refusal {
             Refusal::Gap { .. } => "gap",
             Refusal::Cluster => "cluster",
             Refusal::Node => "node",
+            Refusal::Removed => "removed",
             Refusal::Revoked => "revoked",
             Refusal::Version => "version",
             Refusal::Malformed(_) => "malformed",
@@ -326,7 +330,11 @@ impl Store {
         .bind(site.key)
         .execute(&mut *tx)
         .await?;
-        sqlx::query("INSERT OR IGNORE INTO clusters (cluster_id) VALUES (?)")
+        // With a new code come new certificates, which whoever spoke before does not have: its epoch counts no longer. So
+        // a node that claimed the highest of all numbers is got rid of.
+        sqlx::query(
+            "INSERT INTO clusters (cluster_id) VALUES (?) ON CONFLICT DO UPDATE SET epoch = 0, epoch_node = 0",
+        )
             .bind(registration.cluster_id)
             .execute(&mut *tx)
             .await?;

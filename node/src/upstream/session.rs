@@ -314,20 +314,22 @@ impl Welcomed {
         let tables = self.session.cluster.view();
         let meta = rows::meta(&tables)?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let nodes: Vec<u64> = rows::members(&tables)?.into_iter().map(|member| member.id).collect();
         let now = CheckIn {
             at_ms: clock::now().0,
-            members: count(rows::members(&tables)?.len()),
+            members: count(nodes.len()),
             alive: count(meta.heard.len()),
             devices: meta.devices,
             units: rows::units(&tables)?.len() as u64,
             pending: meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked),
+            nodes,
         };
-        let told = |said: &CheckIn| (said.members, said.alive, said.devices, said.units);
+        let told = |said: &CheckIn| (said.nodes.clone(), said.alive, said.devices, said.units);
         let news = self.said.as_ref().is_none_or(|(said, at)| {
             told(said) != told(&now) || clock::steady().duration_since(*at) >= ALIVE_EVERY
         });
         if news {
-            self.send(Up::CheckIn(now)).await?;
+            self.send(Up::CheckIn(now.clone())).await?;
             self.said = Some((now, clock::steady()));
         }
         Ok(())

@@ -1,3 +1,6 @@
+-- When its cluster said that it has no such member any more. Ids are never used again, so that is for ever.
+ALTER TABLE nodes ADD COLUMN removed_at_ms INTEGER;
+
 -- A bundle is what one job brought: its file is `bundles/ID.tar.zst` in the data directory.
 DROP TABLE bundles;
 CREATE TABLE bundles (
