@@ -204,3 +204,32 @@ pub(crate) fn file(path: &Path, card: &Card, name: &str) -> Result<Zeroizing<Vec
 pub(crate) fn octets16(text: &str) -> Option<[u8; 16]> {
     HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loose_directory_is_closed_at_the_start() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let made = |name: &str, mode: u32| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let empty = made("empty", 0o755);
+        drop(Directory::lock(&empty, true).unwrap());
+        assert_eq!(mode(&empty), 0o700);
+        let node = made("node", 0o750);
+        fs::write(node.join(NODE), "{}").unwrap();
+        drop(Directory::lock(&node, false).unwrap());
+        assert_eq!(mode(&node), 0o700);
+        // Not ours alone.
+        let (others, shared) = (made("others", 0o755), made("shared", 0o1777));
+        fs::write(others.join("file"), "x").unwrap();
+        drop((Directory::lock(&others, true).unwrap(), Directory::lock(&shared, true).unwrap()));
+        assert_eq!((mode(&others), mode(&shared)), (0o755, 0o1777));
+    }
+}

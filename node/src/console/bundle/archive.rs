@@ -90,6 +90,8 @@ pub(crate) fn check(path: &Path) -> io::Result<Vec<Entry>> {
         }
         seen.insert(name, HEXLOWER.encode(digest(&SHA256, &octets).as_ref()));
     }
+    // The archive ends before its compression does, whose checksum stands last.
+    io::copy(&mut tar.into_inner(), &mut io::sink())?;
     let listed = listed.ok_or_else(|| bad("it ends before its manifest".to_owned()))?;
     for entry in &listed {
         if seen.remove(&entry.name).as_ref() != Some(&entry.sha256) {

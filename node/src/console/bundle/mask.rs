@@ -138,21 +138,25 @@ impl Scrubber {
             out.push_str(before);
             let end = from.find(|c| !part(c)).unwrap_or(from.len());
             let (word, behind) = from.split_at(end);
-            out.push_str(if self.hides(word) { BLANK } else { word });
+            match self.hidden(word) {
+                Some(address) => out.push_str(&word.replacen(address, BLANK, 1)),
+                None => out.push_str(word),
+            }
             rest = behind;
         }
         out.push_str(rest);
         out
     }
 
-    fn hides(&self, word: &str) -> bool {
-        let bare = word.trim_matches(|c| matches!(c, '.' | ':'));
+    /// The part of a word that is a hidden address, its port included.
+    fn hidden<'a>(&self, word: &'a str) -> Option<&'a str> {
         let ip = |text: &str| {
             text.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|at| at.ip()))
         };
-        // `::1` begins with what is trimmed.
-        let ip = ip(bare).or_else(|| ip(word));
-        ip.is_some_and(|ip| self.hide.iter().any(|prefix| prefix.contains(&ip)))
+        // `::1` begins with what stands beside an address elsewhere.
+        let bare = word.trim_matches(|c| matches!(c, '.' | ':'));
+        let found = [bare, word].into_iter().find_map(|text| ip(text).map(|ip| (text, ip)));
+        found.filter(|(_, ip)| self.hide.iter().any(|prefix| prefix.contains(ip))).map(|(text, _)| text)
     }
 }
 
@@ -252,7 +256,7 @@ mod tests {
         let scrubber = Scrubber::new(&[], "", &["10.1.9.0/24".to_owned(), "fd00:9::/64".to_owned()]);
         let clean = |text: &str| scrubber.text(text);
         assert_eq!(clean("10.1.9.7:161: no answer; 10.1.8.7:161"), "…: no answer; 10.1.8.7:161");
-        assert_eq!(clean("unit any:10.1.9.0/24 of 10.1.9.255."), "unit any:10.1.9.0/24 of ….");
+        assert_eq!(clean("unit any:10.1.9.0/24 of 10.1.9.255."), "unit any:…/24 of ….");
         assert_eq!(clean("[fd00:9::5]:161 fd00:8::5 at 12:30:10"), "[…]:161 fd00:8::5 at 12:30:10");
     }
 
