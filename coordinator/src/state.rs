@@ -19,7 +19,7 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed,
+    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, tokens, typed,
 };
 
 /// Applies the log entry at `index`.
@@ -67,6 +67,7 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Recover(recover)) => recover::apply(tables, index, at_ms, recover)?,
         Some(Kind::DecideIdentity(decide)) => review::decide(tables, index, at_ms, decide)?,
         Some(Kind::SetDevice(set)) => typed::set(tables, index, at_ms, set)?,
+        Some(Kind::RevokeToken(revoke)) => tokens::revoke(tables, index, at_ms, revoke)?,
         Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
         // Written by a newer version: features wait until every node has them, so this cannot matter.
         None => refuse("this version does not know the command"),

@@ -55,7 +55,7 @@ fn scenario() -> Result<()> {
         Ok(())
     })?;
     let table = cluster.quire("n2", &["doctor"])?;
-    ensure!(table.stdout.starts_with("STATE") && table.stdout.contains("quorum"), "{table:?}");
+    ensure!(table.stdout.trim_start().starts_with("STATE") && table.stdout.contains("quorum"), "{table:?}");
 
     cluster.kill("n3")?;
     wait("a member to be missed", TRANSITION, || {

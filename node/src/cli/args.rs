@@ -244,6 +244,13 @@ pub(crate) enum TokenCommand {
         #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
         ttl: Duration,
     },
+    /// Those that were made, without their secrets
+    List,
+    /// Take a token back that nobody has joined with
+    Revoke {
+        /// As `token list` prints it
+        id: String,
+    },
 }
 
 /// `quire api-token`.
@@ -254,6 +261,13 @@ pub(crate) enum ApiTokenCommand {
         /// What its holder may do
         #[arg(long, value_parser = ["viewer", "operator", "admin"])]
         role: String,
+    },
+    /// Those that count, without their secrets
+    List,
+    /// Take a token back: it counts no longer, on no node
+    Revoke {
+        /// As `api-token list` prints it
+        id: String,
     },
 }
 

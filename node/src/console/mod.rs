@@ -14,6 +14,7 @@ mod pages;
 mod rescue;
 mod scripts;
 mod segments;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -198,7 +198,10 @@ fn size(standing: &Standing, members: &[Member]) -> Vec<Finding> {
         .collect();
     match (standing.voters.len(), members.len()) {
         (1 | 2, all) => {
-            let what = format!("{all} nodes, {} vote: with the loss of a voter nothing is decided any more", standing.voters.len());
+            let what = format!(
+                "{} of {all} vote: with the loss of a voter nothing is decided any more",
+                standing.voters.len()
+            );
             vec![Finding::note(CHECK, what, "three nodes survive the loss of any one; a `--witness` will do")]
         }
         (voters, _) if zones.len() == 1 => {

@@ -18,6 +18,9 @@ const INODES: u64 = 1_000;
 
 /// Everything that can be seen of a data directory from outside.
 pub(super) fn look(dir: &Path) -> Vec<Finding> {
+    if let Err(error) = fs::metadata(dir) {
+        return vec![unreadable("data-directory", dir, &error)];
+    }
     let mut found = vec![owner(dir, Uid::effective().as_raw())];
     found.extend(secrets(dir));
     found.push(space(dir));
