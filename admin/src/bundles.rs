@@ -142,14 +142,15 @@ impl Store {
         .bind(site)
         .fetch_all(&self.read)
         .await?;
-        let line = |(site, id, octets, sha256, received_at): (String, String, i64, Vec<u8>, i64)| BundleLine {
-            site,
-            name: file_name(&id),
-            id,
-            octets: uint(octets),
-            sha256: HEXLOWER.encode(&sha256),
-            received_at: Millis(uint(received_at)).rfc3339(),
-        };
+        let line =
+            |(site, id, octets, sha256, received_at): (String, String, i64, Vec<u8>, i64)| BundleLine {
+                site,
+                name: file_name(&id),
+                id,
+                octets: uint(octets),
+                sha256: HEXLOWER.encode(&sha256),
+                received_at: Millis(uint(received_at)).rfc3339(),
+            };
         Ok(rows.into_iter().map(line).collect())
     }
 
@@ -167,7 +168,8 @@ impl Store {
         }
         let from = self.bundles.join(&bundle.name);
         let draft = PathBuf::from(format!("{}.unfinished", to.display()));
-        let copied = copy(&from, &draft).with_context(|| format!("copy {} to {}", from.display(), draft.display()));
+        let copied =
+            copy(&from, &draft).with_context(|| format!("copy {} to {}", from.display(), draft.display()));
         let whole = copied.and_then(|sha256| match HEXLOWER.encode(&sha256) == bundle.sha256 {
             true => fs::rename(&draft, to).with_context(|| format!("write {}", to.display())),
             false => bail!("{} is damaged: it is not what the site sent", from.display()),
@@ -200,10 +202,12 @@ fn write(dir: &Path, id: &str, part: &BundlePart) -> io::Result<Step> {
     let path = unfinished(dir, id);
     let first = part.offset == 0 && !part.data.is_empty();
     let mut file =
-        OpenOptions::new().create(first).truncate(first).write(true).mode(0o600).open(&path).or_else(|error| {
-            // Its beginning went with a server that was restarted; an empty one is nothing to keep.
-            if error.kind() == io::ErrorKind::NotFound { File::create_new(&path) } else { Err(error) }
-        })?;
+        OpenOptions::new().create(first).truncate(first).write(true).mode(0o600).open(&path).or_else(
+            |error| {
+                // Its beginning went with a server that was restarted; an empty one is nothing to keep.
+                if error.kind() == io::ErrorKind::NotFound { File::create_new(&path) } else { Err(error) }
+            },
+        )?;
     let there = file.metadata()?.len();
     if part.offset != there {
         return Ok(Step::Useless(format!("a part at {} came behind {there} octets", part.offset)));

@@ -456,5 +456,10 @@ const ALERTS: &[Column] = &[
     ("STATE", "/state"),
     ("RAISED", "/raised_at"),
 ];
-const BUNDLES: &[Column] =
-    &[("SITE", "/site"), ("ID", "/id"), ("OCTETS", "/octets"), ("SHA256", "/sha256"), ("RECEIVED", "/received_at")];
+const BUNDLES: &[Column] = &[
+    ("SITE", "/site"),
+    ("ID", "/id"),
+    ("OCTETS", "/octets"),
+    ("SHA256", "/sha256"),
+    ("RECEIVED", "/received_at"),
+];

@@ -275,10 +275,11 @@ async fn forget_others(
     if members.len() > REQUESTS_MAX {
         return Err(malformed(format!("a cluster of {} members", members.len())));
     }
-    let known: Vec<i64> = sqlx::query_scalar("SELECT node FROM nodes WHERE site = ? AND removed_at_ms IS NULL")
-        .bind(site)
-        .fetch_all(&mut **tx)
-        .await?;
+    let known: Vec<i64> =
+        sqlx::query_scalar("SELECT node FROM nodes WHERE site = ? AND removed_at_ms IS NULL")
+            .bind(site)
+            .fetch_all(&mut **tx)
+            .await?;
     for node in known.into_iter().filter(|node| !members.contains(&uint(*node))) {
         sqlx::query("UPDATE nodes SET removed_at_ms = ? WHERE site = ? AND node = ?")
             .bind(int(now.0)?)
@@ -318,7 +319,11 @@ pub(crate) async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder)
     Ok(fence)
 }
 
-pub(crate) async fn touch(tx: &mut Transaction<'_, Sqlite>, holder: Holder, now: Millis) -> Result<(), LinkError> {
+pub(crate) async fn touch(
+    tx: &mut Transaction<'_, Sqlite>,
+    holder: Holder,
+    now: Millis,
+) -> Result<(), LinkError> {
     for sql in [
         "UPDATE links SET last_message_ms = ? WHERE site = ?",
         "UPDATE sites SET last_message_ms = ? WHERE key = ?",

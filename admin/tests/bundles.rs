@@ -29,7 +29,9 @@ async fn wanted(admin: &Admin, link: &mut Link) -> String {
 
 async fn next_job(link: &mut Link, id: &str) {
     match link.next().await {
-        Some(to_site::What::Job(job)) => assert_eq!((job.id.as_str(), job.what), (id, Some(job::What::Bundle(true)))),
+        Some(to_site::What::Job(job)) => {
+            assert_eq!((job.id.as_str(), job.what), (id, Some(job::What::Bundle(true))))
+        }
         other => panic!("no job but {other:?}"),
     }
 }
@@ -46,7 +48,8 @@ fn part(job: &str, offset: u64, data: &[u8], sha256: &[u8]) -> from_site::What {
 
 fn files(dir: &tempfile::TempDir) -> Vec<String> {
     let entries = std::fs::read_dir(dir.path().join("bundles")).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
@@ -116,7 +119,11 @@ async fn what_is_no_bundle_fails_its_job_and_leaves_no_file() {
         assert_eq!(state(&admin, id).await.0, "failed");
     }
     assert_eq!(state(&admin, &sweep).await.0, "sent");
-    assert!(files(&dir).is_empty() && admin.store.bundles(None).await.unwrap().is_empty(), "{:?}", files(&dir));
+    assert!(
+        files(&dir).is_empty() && admin.store.bundles(None).await.unwrap().is_empty(),
+        "{:?}",
+        files(&dir)
+    );
     // Larger than a part may be: no honest site sends it.
     let id = wanted(&admin, &mut link).await;
     link.send(EPOCH, part(&id, 0, &vec![0; (1 << 20) + 1], b"")).await;

@@ -26,7 +26,9 @@ pub(crate) fn revoke(
         tables.delete(Table::Tokens, key);
         format!("took back join token {id}")
     } else {
-        return Ok(refuse(format!("no token `{id}`: `quire token list` and `quire api-token list` name them")));
+        return Ok(refuse(format!(
+            "no token `{id}`: `quire token list` and `quire api-token list` name them"
+        )));
     };
     audit(tables, index, at_ms, &revoke.by, what.clone());
     Ok(Answer::Changes(what))

@@ -128,7 +128,8 @@ mod tests {
     #[test]
     fn the_last_lines_are_kept_and_no_more() {
         let ring: &'static Ring = Box::leak(Box::new(Ring(Mutex::new(NOTHING))));
-        let subscriber = tracing_subscriber::registry().with(Lines::new().with_ansi(false).with_writer(Keeper(ring)));
+        let subscriber =
+            tracing_subscriber::registry().with(Lines::new().with_ansi(false).with_writer(Keeper(ring)));
         tracing::subscriber::with_default(subscriber, || {
             for n in 0..LINES + 3 {
                 tracing::info!(n, "a line");

@@ -131,7 +131,8 @@ fn tokens_that_are_wrong_expired_or_used_join_nobody() {
         let middle = damaged.len() / 2;
         damaged[middle] = if damaged[middle] == b'a' { b'b' } else { b'a' };
         let damaged = String::from_utf8(damaged)?;
-        for (n, token) in ["nonsense", &damaged, &expired, spent.trim(), &taken_back].into_iter().enumerate() {
+        for (n, token) in ["nonsense", &damaged, &expired, spent.trim(), &taken_back].into_iter().enumerate()
+        {
             let output = try_join(&cluster, &cluster.scratch(&format!("late{n}")), token)?;
             ensure!(output.code == 1 || output.code == 2, "{token} gave {output:?}");
             ensure!(!output.stderr.trim().is_empty(), "{token} was refused without a word");

@@ -83,7 +83,14 @@ fn settings(segment: &str, port: u16, hide: &str) -> String {
 fn site() -> Result<Site> {
     let base = Ipv4Addr::new(127, 27, 0, 1);
     let port = free_udp_port(base.into())?;
-    let spec = Spec { base, port, printers: PRINTERS, others: 0, community: COMMUNITY.to_owned(), ..Spec::default() };
+    let spec = Spec {
+        base,
+        port,
+        printers: PRINTERS,
+        others: 0,
+        community: COMMUNITY.to_owned(),
+        ..Spec::default()
+    };
     let fleet = Fleet::start(&spec)?;
     let mut cluster = Cluster::start(&["n1"])?;
     cluster.start_admin()?;
@@ -114,15 +121,20 @@ impl Site {
     fn marks(&self) -> Result<Vec<String>> {
         let devices = self.cluster.list(&["devices"])?;
         let text = |device: &Value, key: &str| device[key].as_str().map(ToOwned::to_owned);
-        let marks: Vec<String> =
-            devices.iter().flat_map(|device| ["serial", "mac"].map(|key| text(device, key))).flatten().collect();
+        let marks: Vec<String> = devices
+            .iter()
+            .flat_map(|device| ["serial", "mac"].map(|key| text(device, key)))
+            .flatten()
+            .collect();
         ensure!(marks.len() >= PRINTERS, "the fleet tells no serial numbers");
         Ok(marks)
     }
 
     fn keys(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let data = &self.cluster.node("n1")?.data;
-        let read = |name: &str| Ok((name.to_owned(), std::fs::read(data.join(name)).with_context(|| name.to_owned())?));
+        let read = |name: &str| {
+            Ok((name.to_owned(), std::fs::read(data.join(name)).with_context(|| name.to_owned())?))
+        };
         ["node.key", "cluster.key", "upstream.key"].into_iter().map(read).collect()
     }
 
@@ -133,7 +145,8 @@ impl Site {
 
     /// None of them but these.
     fn must_lack_all(&self, octets: &[u8], place: &str, but: &[&str]) -> Result<()> {
-        for secret in self.secrets.iter().filter(|secret| !but.iter().any(|kept| kept.as_bytes() == *secret)) {
+        for secret in self.secrets.iter().filter(|secret| !but.iter().any(|kept| kept.as_bytes() == *secret))
+        {
             must_lack(octets, place, secret)?;
         }
         for (name, key) in self.keys()? {
@@ -161,15 +174,34 @@ fn on_site(site: &Site) -> Result<()> {
         ensure!(!holds(&raw, mark.as_bytes()), "the bundle holds {mark}");
     }
     for name in [
-        "version.json", "doctor.jsonl", "status.json", "metrics.txt", "log.txt", "settings.toml", "members.jsonl",
-        "units.jsonl", "reachability.jsonl", "segments.jsonl", "audit.jsonl", "events.jsonl", "scripts.jsonl",
-        "devices.jsonl", "counts.json", "manifest.json",
+        "version.json",
+        "doctor.jsonl",
+        "status.json",
+        "metrics.txt",
+        "log.txt",
+        "settings.toml",
+        "members.jsonl",
+        "units.jsonl",
+        "reachability.jsonl",
+        "segments.jsonl",
+        "audit.jsonl",
+        "events.jsonl",
+        "scripts.jsonl",
+        "devices.jsonl",
+        "counts.json",
+        "manifest.json",
     ] {
-        ensure!(files.get(name).is_some_and(|text| !text.is_empty() || name.ends_with("jsonl")), "{name} is not in it");
+        ensure!(
+            files.get(name).is_some_and(|text| !text.is_empty() || name.ends_with("jsonl")),
+            "{name} is not in it"
+        );
     }
-    ensure!(files["settings.toml"].contains(&site.segment) && files["settings.toml"].contains("hooks.invalid"));
+    ensure!(
+        files["settings.toml"].contains(&site.segment) && files["settings.toml"].contains("hooks.invalid")
+    );
     ensure!(files["log.txt"].contains("started"), "{}", files["log.txt"]);
-    let devices: Vec<Value> = files["devices.jsonl"].lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let devices: Vec<Value> =
+        files["devices.jsonl"].lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     ensure!(devices.len() == PRINTERS && devices.iter().all(|device| device["counters"].is_object()));
     ensure!(devices.iter().all(|device| device.get("address").is_none() && device.get("serial").is_none()));
 
@@ -274,7 +306,10 @@ fn from_afar(site: &Site) -> Result<()> {
         ensure!(!holds(&raw, mark.as_bytes()), "the bundle from afar holds {mark}");
     }
     // What is hidden stays on site.
-    ensure!(!holds(&raw, b"127.27.0.1:") && !holds(&raw, b"\"127.27.0.1\""), "a hidden address left the site");
+    ensure!(
+        !holds(&raw, b"127.27.0.1:") && !holds(&raw, b"\"127.27.0.1\""),
+        "a hidden address left the site"
+    );
     ensure!(files["devices.jsonl"].lines().count() == PRINTERS - 1, "a hidden device left the site");
     let digest = listed[0]["sha256"].as_str().context("a hash")?;
     ensure!(detail.contains(digest), "{detail} is not of {digest}");
@@ -290,7 +325,10 @@ fn of_a_stopped_node(mut site: Site) -> Result<()> {
     ensure!(said.code == 0 && said.stderr.contains("no node answers"), "{said:?}");
     let (files, raw) = unpack(&file)?;
     site.must_be_clean(&raw, "the bundle of a stopped node")?;
-    ensure!(files["devices.jsonl"].lines().count() == PRINTERS && files["doctor.jsonl"].contains("no node runs on"));
+    ensure!(
+        files["devices.jsonl"].lines().count() == PRINTERS
+            && files["doctor.jsonl"].contains("no node runs on")
+    );
     site.cluster.finish()
 }
 

@@ -27,7 +27,9 @@ fn rows(said: &Output) -> Result<Vec<Value>> {
 
 /// The state of a check, about somebody.
 fn state<'a>(found: &'a [Value], check: &str, about: &str) -> Result<&'a str> {
-    let matches = |finding: &&Value| finding["check"] == check && finding["about"].as_str().unwrap_or_default() == about;
+    let matches = |finding: &&Value| {
+        finding["check"] == check && finding["about"].as_str().unwrap_or_default() == about
+    };
     let finding = found.iter().find(matches).with_context(|| format!("no {check} {about} in {found:#?}"))?;
     finding["state"].as_str().context("no state")
 }
@@ -93,7 +95,8 @@ fn of_a_stopped_one(cluster: &Cluster) -> Result<()> {
     let (file, away) = (data.join("node.crt"), data.join("node.crt.away"));
     std::fs::rename(&file, &away)?;
     let (_, found) = doctor(cluster, "n3")?;
-    let named = found.iter().any(|finding| finding["what"].as_str().is_some_and(|what| what.contains("node.crt")));
+    let named =
+        found.iter().any(|finding| finding["what"].as_str().is_some_and(|what| what.contains("node.crt")));
     ensure!(named, "{found:#?}");
     std::fs::rename(&away, &file)?;
     Ok(())

@@ -304,7 +304,8 @@ impl Link {
 
     /// With these members; none, as older versions say it.
     pub async fn check_in_of(&self, epoch: u64, nodes: Vec<u64>) {
-        let check_in = CheckIn { at_ms: now().0, members: 3, alive: 3, devices: 340, units: 12, pending: 7, nodes };
+        let check_in =
+            CheckIn { at_ms: now().0, members: 3, alive: 3, devices: 340, units: 12, pending: 7, nodes };
         self.send(epoch, from_site::What::CheckIn(check_in)).await;
     }
 }

@@ -136,10 +136,13 @@ fn keep(unfinished: &Path, file: &Path, force: bool) -> anyhow::Result<u64> {
     let renamed = match force {
         true => fs::rename(unfinished, file),
         // Somebody may have made the file meanwhile.
-        false => renameat2(AT_FDCWD, unfinished, AT_FDCWD, file, RenameFlags::RENAME_NOREPLACE).map_err(io::Error::from),
+        false => renameat2(AT_FDCWD, unfinished, AT_FDCWD, file, RenameFlags::RENAME_NOREPLACE)
+            .map_err(io::Error::from),
     };
     renamed.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => anyhow!("{} is there already: name another file, or say --force", file.display()),
+        io::ErrorKind::AlreadyExists => {
+            anyhow!("{} is there already: name another file, or say --force", file.display())
+        }
         _ => anyhow!(error).context(format!("write {}", file.display())),
     })?;
     Ok(octets)

@@ -67,14 +67,17 @@ fn sha256(octets: &[u8]) -> String {
 fn close(path: &Path) {
     let Ok(meta) = fs::metadata(path) else { return };
     let mode = meta.permissions().mode();
-    let ours = path.join(NODE).exists() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    let ours =
+        path.join(NODE).exists() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
     let shared = mode & 0o1000 != 0;
     if mode & 0o077 == 0 || shared || !ours {
         return;
     }
     match fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
         Ok(()) => tracing::info!(path = %path.display(), "closed the data directory to other users"),
-        Err(error) => tracing::warn!(path = %path.display(), %error, "close the data directory to other users"),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "close the data directory to other users")
+        }
     }
 }
 

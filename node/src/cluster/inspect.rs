@@ -80,7 +80,10 @@ impl Inspection {
     fn database(&self) -> Result<Store, String> {
         let db = self.path.join(DB);
         let said = |why: String| {
-            format!("{} is damaged: {why}. Remove this node from the cluster, and join anew with an empty directory", db.display())
+            format!(
+                "{} is damaged: {why}. Remove this node from the cluster, and join anew with an empty directory",
+                db.display()
+            )
         };
         if !db.join("CURRENT").exists() {
             return Err(said("the database is missing or was wiped".to_owned()));

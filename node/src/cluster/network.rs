@@ -212,8 +212,7 @@ impl Net {
 
     /// Asks `member` over a channel of [`Net::reach`] whether it is there.
     pub(crate) async fn look(&self, channel: Channel, member: &Member) -> io::Result<proto::LookReply> {
-        let request =
-            proto::LookRequest { envelope: Some(self.envelope(member.id, &member.incarnation)) };
+        let request = proto::LookRequest { envelope: Some(self.envelope(member.id, &member.incarnation)) };
         let looked =
             tokio::time::timeout(CONNECT, async move { RaftClient::new(channel).look(request).await });
         match looked.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? {

@@ -71,7 +71,8 @@ fn token(row: &TokenRow, names: &facts::Names, now: Millis) -> Value {
     };
     let mut line = json!({ "id": row.id, "state": state, "expires_at": Millis(row.expires_at_ms).rfc3339() });
     if row.used_by > 0 {
-        line["used_by"] = json!(names.get(&row.used_by).cloned().unwrap_or_else(|| format!("({})", row.used_by)));
+        line["used_by"] =
+            json!(names.get(&row.used_by).cloned().unwrap_or_else(|| format!("({})", row.used_by)));
     }
     line
 }
@@ -97,7 +98,12 @@ mod tests {
     #[test]
     fn a_token_is_open_used_or_expired() {
         let names = facts::Names::from([(3, "n3".to_owned())]);
-        let row = |used_by, expires_at_ms| TokenRow { id: "t".into(), used_by, expires_at_ms, ..TokenRow::default() };
+        let row = |used_by, expires_at_ms| TokenRow {
+            id: "t".into(),
+            used_by,
+            expires_at_ms,
+            ..TokenRow::default()
+        };
         let line = |row: &TokenRow| token(row, &names, Millis(1_000));
         assert_eq!(line(&row(0, 2_000))["state"], "open");
         assert_eq!(line(&row(0, 1_000))["state"], "expired");

@@ -42,21 +42,25 @@ pub(super) fn judge(known: &[(String, Vec<u8>)], now: Millis) -> Vec<Finding> {
         };
         let milli = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000);
         let validity = certificate.validity();
-        let (from, until) =
-            (milli(validity.not_before.timestamp()), milli(validity.not_after.timestamp()));
+        let (from, until) = (milli(validity.not_before.timestamp()), milli(validity.not_after.timestamp()));
         first = first.min(until);
         if now.0 < from {
-            let what = format!("it is valid from {} on, and here it is {}", Millis(from).rfc3339(), now.rfc3339());
+            let what =
+                format!("it is valid from {} on, and here it is {}", Millis(from).rfc3339(), now.rfc3339());
             found.push(Finding::problem(CHECK, what, "set the clock").about(whose));
         } else if until.saturating_sub(now.0) < SOON_MS {
             let word = if until <= now.0 { "ran out at" } else { "runs out at" };
-            let fix = "see that the node has a quorum and the Web Admin's link: certificates are renewed over them";
+            let fix =
+                "see that the node has a quorum and the Web Admin's link: certificates are renewed over them";
             let what = format!("it {word} {}", Millis(until).rfc3339());
             found.push(Finding::problem(CHECK, what, fix).about(whose));
         }
     }
     if found.is_empty() {
-        found.push(Finding::ok(CHECK, format!("{}, the first runs out at {}", known.len(), Millis(first).rfc3339())));
+        found.push(Finding::ok(
+            CHECK,
+            format!("{}, the first runs out at {}", known.len(), Millis(first).rfc3339()),
+        ));
     }
     found
 }

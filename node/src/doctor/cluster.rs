@@ -58,7 +58,10 @@ fn judge_look(member: &Member, look: io::Result<Look>, me: bool) -> Vec<Finding>
     let mut found = vec![Finding::ok(CHECK, what).about(&member.name)];
     if !look.version.is_empty() && look.version != member.version {
         let what = format!("it runs {}, and the cluster knows it with {}", look.version, member.version);
-        found.push(Finding::note("version", what, "nothing: it tells the cluster as soon as there is a quorum").about(&member.name));
+        found.push(
+            Finding::note("version", what, "nothing: it tells the cluster as soon as there is a quorum")
+                .about(&member.name),
+        );
     }
     let Some(ahead) = look.ahead_ms.filter(|_| !me) else { return found };
     // The answer took so long that the clock cannot be told more closely.
@@ -76,13 +79,21 @@ fn unreached(at: &str, error: &io::Error) -> (String, String) {
     let what = format!("{at}: {error}");
     let text = error.to_string();
     let fix = match error.kind() {
-        io::ErrorKind::ConnectionRefused => "start the node there; if it runs, restart it with the right --advertise",
-        io::ErrorKind::TimedOut => "let TCP to this address pass every firewall between the nodes; see that the host is up",
+        io::ErrorKind::ConnectionRefused => {
+            "start the node there; if it runs, restart it with the right --advertise"
+        }
+        io::ErrorKind::TimedOut => {
+            "let TCP to this address pass every firewall between the nodes; see that the host is up"
+        }
         _ if text.contains("certificate") || text.contains("UnknownIssuer") => {
             "something else answers there: two nodes with one address, or another cluster; restart it with the right --advertise"
         }
-        _ if text.contains("lookup") || text.contains("resolve") => "give the host a name that every node can resolve",
-        _ if text.contains("incarnation") => "its directory was replaced: `quire remove` the old node, and let it join anew",
+        _ if text.contains("lookup") || text.contains("resolve") => {
+            "give the host a name that every node can resolve"
+        }
+        _ if text.contains("incarnation") => {
+            "its directory was replaced: `quire remove` the old node, and let it join anew"
+        }
         _ => "see that the host is up, and that its --advertise leads to it",
     };
     (what, fix.to_owned())
@@ -98,7 +109,11 @@ fn versions(members: &[Member]) -> Vec<Finding> {
     match listed.as_slice() {
         [one] => vec![Finding::ok("version", one.clone())],
         several => {
-            vec![Finding::note("version", several.join("; "), "upgrade the others when it suits you, one at a time")]
+            vec![Finding::note(
+                "version",
+                several.join("; "),
+                "upgrade the others when it suits you, one at a time",
+            )]
         }
     }
 }
@@ -136,18 +151,30 @@ fn name_of(members: &[Member], id: u64) -> String {
 fn quorum(standing: &Standing, members: &[Member]) -> Finding {
     const CHECK: &str = "quorum";
     if let Some(why) = &standing.failed {
-        return Finding::problem(CHECK, format!("Raft has stopped on this node: {why}"), "restart the node; read its log");
+        return Finding::problem(
+            CHECK,
+            format!("Raft has stopped on this node: {why}"),
+            "restart the node; read its log",
+        );
     }
     let voters: Vec<String> = standing.voters.iter().map(|id| name_of(members, id.0)).collect();
     match standing.leader.filter(|_| standing.quorum) {
         Some(leader) => {
             let role = if standing.role == Role::Leader { "this node leads" } else { "follows" };
-            let what = format!("{} leads in term {} ({role}); {} vote", name_of(members, leader.0), standing.term, voters.join(", "));
+            let what = format!(
+                "{} leads in term {} ({role}); {} vote",
+                name_of(members, leader.0),
+                standing.term,
+                voters.join(", ")
+            );
             Finding::ok(CHECK, what)
         }
         None => Finding::problem(
             CHECK,
-            format!("no leader that a majority of {} follows: nothing is swept, decided or sent", voters.join(", ")),
+            format!(
+                "no leader that a majority of {} follows: nothing is swept, decided or sent",
+                voters.join(", ")
+            ),
             "bring back nodes until most voters run and reach each other; if they are lost for good: `quire recover --help`",
         ),
     }
@@ -220,7 +247,11 @@ fn work(units: &[UnitRow], reaches: &[ReachRow], members: &[Member]) -> Vec<Find
     let segments: BTreeSet<(&str, &str)> =
         units.iter().map(|unit| (unit.segment.as_str(), unit.zone.as_str())).collect();
     for (segment, zone) in &segments {
-        let known: Vec<_> = reaches.iter().filter_map(|row| row.reach.as_ref()).filter(|reach| reach.segment == *segment).collect();
+        let known: Vec<_> = reaches
+            .iter()
+            .filter_map(|row| row.reach.as_ref())
+            .filter(|reach| reach.segment == *segment)
+            .collect();
         if !known.is_empty() && known.iter().all(|reach| !reach.reachable) {
             let what = format!("no node of zone {zone} reaches it");
             let fix = "give a node a route there, or take it out of [discovery] segments";
@@ -237,7 +268,10 @@ fn work(units: &[UnitRow], reaches: &[ReachRow], members: &[Member]) -> Vec<Find
         found.push(Finding::problem("units", format!("{count} units have no node"), fix).about(zone));
     }
     if found.is_empty() {
-        found.push(Finding::ok(CHECK, format!("{} segments, {} units, each with a node", segments.len(), units.len())));
+        found.push(Finding::ok(
+            CHECK,
+            format!("{} segments, {} units, each with a node", segments.len(), units.len()),
+        ));
     }
     found
 }
@@ -269,7 +303,9 @@ fn judge_link(url: &str, link: &Link, pending: u64, pin: &str) -> Finding {
         ),
         _ if foreign.iter().any(|sign| link.detail.contains(sign)) => Finding::problem(
             CHECK,
-            format!("{url} shows a certificate of another CA than the one that was pinned (sha256:{pin}){because}"),
+            format!(
+                "{url} shows a certificate of another CA than the one that was pinned (sha256:{pin}){because}"
+            ),
             "somebody else answers there, or the Web Admin was set up anew: compare pins, then enroll again",
         ),
         _ => Finding::problem(
@@ -301,7 +337,14 @@ mod tests {
     use quire_proto::store::Reach;
 
     fn member(id: u64, zone: &str) -> Member {
-        Member { id, name: format!("n{id}"), zone: zone.into(), address: "10.0.0.1:7440".into(), version: "1".into(), ..Member::default() }
+        Member {
+            id,
+            name: format!("n{id}"),
+            zone: zone.into(),
+            address: "10.0.0.1:7440".into(),
+            version: "1".into(),
+            ..Member::default()
+        }
     }
 
     fn worst(found: &[Finding]) -> State {
@@ -319,7 +362,9 @@ mod tests {
         };
         assert!(fix(io::ErrorKind::ConnectionRefused, "refused").contains("start the node"));
         assert!(fix(io::ErrorKind::TimedOut, "no answer").contains("firewall"));
-        assert!(fix(io::ErrorKind::Other, "invalid peer certificate: UnknownIssuer").contains("another cluster"));
+        assert!(
+            fix(io::ErrorKind::Other, "invalid peer certificate: UnknownIssuer").contains("another cluster")
+        );
         assert!(fix(io::ErrorKind::Other, "node 2 has another incarnation").contains("quire remove"));
         let me = judge_look(&far, Err(io::ErrorKind::TimedOut.into()), true);
         assert_eq!(worst(&me), State::Note, "routers need not lead back");
@@ -364,7 +409,12 @@ mod tests {
 
     #[test]
     fn work_that_nobody_can_do_is_named() {
-        let unit = |segment: &str, zone: &str, node| UnitRow { segment: segment.into(), zone: zone.into(), node, ..UnitRow::default() };
+        let unit = |segment: &str, zone: &str, node| UnitRow {
+            segment: segment.into(),
+            zone: zone.into(),
+            node,
+            ..UnitRow::default()
+        };
         let reach = |node, segment: &str, reachable| ReachRow {
             node,
             reach: Some(Reach { segment: segment.into(), reachable, ..Reach::default() }),
@@ -390,7 +440,11 @@ mod tests {
         assert_eq!(judge("connected", "service", "").state, State::Ok);
         assert_eq!(judge("connecting", "normal", "").state, State::Ok, "between two check-ins");
         assert!(judge("refused", "service", "revoked: …").fix.contains("site add"));
-        let foreign = judge("connecting", "service", "reach https://admin:443: invalid peer certificate: UnknownIssuer");
+        let foreign = judge(
+            "connecting",
+            "service",
+            "reach https://admin:443: invalid peer certificate: UnknownIssuer",
+        );
         assert!(foreign.what.contains("sha256:abcd") && foreign.state == State::Problem, "{foreign:?}");
         assert!(judge("connecting", "service", "does not answer").what.contains("3 readings wait"));
         assert_eq!((spool(0, 0).state, spool(0, 1).state), (State::Ok, State::Problem));

@@ -42,7 +42,11 @@ fn owner(dir: &Path, me: u32) -> Finding {
     let mode = meta.permissions().mode() & 0o777;
     if meta.uid() != me && me != 0 {
         let what = format!("{shown} belongs to user {}, and this is user {me}", meta.uid());
-        return Finding::problem(CHECK, what, format!("run as user {}, or `chown -R {me} {shown}`", meta.uid()));
+        return Finding::problem(
+            CHECK,
+            what,
+            format!("run as user {}, or `chown -R {me} {shown}`", meta.uid()),
+        );
     }
     if mode & 0o077 != 0 {
         let what = format!("{shown} has mode {mode:03o}: other users of this machine may look into it");
@@ -108,10 +112,15 @@ fn judge_space(free: u64, inodes: Option<u64>, database: u64) -> Finding {
         return Finding::problem(CHECK, what, fix);
     }
     if let Some(inodes) = inodes.filter(|inodes| *inodes < INODES) {
-        return Finding::problem(CHECK, format!("{inodes} inodes are free"), "remove files from this file system");
+        return Finding::problem(
+            CHECK,
+            format!("{inodes} inodes are free"),
+            "remove files from this file system",
+        );
     }
     if free < database {
-        let fix = "a node that lagged far behind receives the tables anew, beside the old ones: keep as much free";
+        let fix =
+            "a node that lagged far behind receives the tables anew, beside the old ones: keep as much free";
         return Finding::note(CHECK, what, fix);
     }
     Finding::ok(CHECK, what)
@@ -140,9 +149,11 @@ fn file_system(mounts: &str, dir: &Path) -> Finding {
         "tmpfs" | "ramfs" => {
             Finding::problem(CHECK, format!("{what} is memory: everything is lost with a reboot"), local)
         }
-        "nfs" | "nfs4" | "cifs" | "smb3" | "9p" | "virtiofs" | "ceph" | "glusterfs" => {
-            Finding::problem(CHECK, format!("{what} is a network's: locks and fsync are not to be relied on"), local)
-        }
+        "nfs" | "nfs4" | "cifs" | "smb3" | "9p" | "virtiofs" | "ceph" | "glusterfs" => Finding::problem(
+            CHECK,
+            format!("{what} is a network's: locks and fsync are not to be relied on"),
+            local,
+        ),
         kind if kind.starts_with("fuse") => {
             Finding::problem(CHECK, format!("{what}: locks and fsync of FUSE are not to be relied on"), local)
         }

@@ -70,7 +70,11 @@ fn udp(rate: u32) -> Finding {
     });
     match given {
         Ok(given) => judge_udp(rate, given as u64, wanted as u64),
-        Err(error) => Finding::problem("udp-buffer", format!("no UDP socket: {error}"), "look at the limits of this process"),
+        Err(error) => Finding::problem(
+            "udp-buffer",
+            format!("no UDP socket: {error}"),
+            "look at the limits of this process",
+        ),
     }
 }
 
@@ -108,7 +112,11 @@ fn clock_sense(now: Millis) -> Finding {
 fn user(root: bool) -> Finding {
     const CHECK: &str = "user";
     if root {
-        return Finding::note(CHECK, "runs as root, and needs no privilege", "give it a user of its own (deploy/quire.service does)");
+        return Finding::note(
+            CHECK,
+            "runs as root, and needs no privilege",
+            "give it a user of its own (deploy/quire.service does)",
+        );
     }
     Finding::ok(CHECK, "not root")
 }
@@ -117,7 +125,11 @@ fn links() -> Vec<Finding> {
     const CHECK: &str = "links";
     if routes::links().is_empty() {
         let what = "the kernel does not tell this process its links";
-        return vec![Finding::problem(CHECK, what, "allow netlink: AF_NETLINK in RestrictAddressFamilies of the unit")];
+        return vec![Finding::problem(
+            CHECK,
+            what,
+            "allow netlink: AF_NETLINK in RestrictAddressFamilies of the unit",
+        )];
     }
     let own = routes::own_view();
     let listed = |items: &mut dyn Iterator<Item = String>| items.take(8).collect::<Vec<_>>().join(", ");
@@ -129,7 +141,11 @@ fn links() -> Vec<Finding> {
     let gateways = own.routes.iter().filter(|(to, _)| to.prefix_len() == 0);
     let gateways = listed(&mut gateways.map(|(_, next)| next.to_string()));
     let way = match gateways.as_str() {
-        "" => Finding::note("routes", "no default route", "nothing, where all segments have routes of their own"),
+        "" => Finding::note(
+            "routes",
+            "no default route",
+            "nothing, where all segments have routes of their own",
+        ),
         gateways => Finding::ok("routes", format!("{} routes, default by {gateways}", own.routes.len())),
     };
     vec![Finding::ok(CHECK, attached), way]
@@ -140,9 +156,10 @@ fn cups(socket: &Path) -> Finding {
     const CHECK: &str = "cups";
     match UnixStream::connect(socket) {
         Ok(_) => Finding::ok(CHECK, format!("{} answers", socket.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Finding::ok(CHECK, "none on this machine: printers on its own cables are known by their ids alone")
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Finding::ok(
+            CHECK,
+            "none on this machine: printers on its own cables are known by their ids alone",
+        ),
         Err(error) => Finding::problem(
             CHECK,
             format!("{}: {error}", socket.display()),
@@ -171,7 +188,8 @@ fn judge_chromium(started: Result<String, BrowserMiss>, kernel: &dyn Fn(&str) ->
         }
         Err(why) => why,
     };
-    let seccomp = kernel("/proc/self/status").lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"]));
+    let seccomp =
+        kernel("/proc/self/status").lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"]));
     let fix = match () {
         () if kernel("/proc/sys/kernel/unprivileged_userns_clone") == "0" => {
             "`sysctl -w kernel.unprivileged_userns_clone=1`: its sandbox needs user namespaces"
@@ -217,7 +235,9 @@ mod tests {
 
     #[test]
     fn too_few_files_are_a_problem() {
-        let limits = |soft: &str| format!("Limit  Soft Hard Units\nMax open files            {soft}    524288   files\n");
+        let limits = |soft: &str| {
+            format!("Limit  Soft Hard Units\nMax open files            {soft}    524288   files\n")
+        };
         let state = |soft: &str| judge_files(&limits(soft)).state;
         assert_eq!(state("256"), State::Problem);
         assert_eq!((state("1024"), state("unlimited")), (State::Ok, State::Ok));

@@ -91,10 +91,8 @@ impl Patient {
     pub(crate) async fn examine(&self) -> Vec<Finding> {
         let settings = self.cluster.settings();
         let known = settings.as_ref().ok().cloned().flatten();
-        let (members, chromium) = tokio::join!(
-            cluster::members(&self.cluster),
-            machine::chromium(&self.browser, known.as_deref())
-        );
+        let (members, chromium) =
+            tokio::join!(cluster::members(&self.cluster), machine::chromium(&self.browser, known.as_deref()));
         let mut found = members;
         found.extend(chromium);
         found.extend(cluster::standing(&self.cluster));

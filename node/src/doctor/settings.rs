@@ -24,7 +24,11 @@ pub(super) fn judge(
             format!("this node cannot use them: {error}"),
             "apply them anew, or upgrade this node",
         )],
-        Ok(None) => vec![Finding::note(CHECK, "none were applied: nothing is searched", "`quire settings apply FILE`")],
+        Ok(None) => vec![Finding::note(
+            CHECK,
+            "none were applied: nothing is searched",
+            "`quire settings apply FILE`",
+        )],
         Ok(Some(settings)) => {
             let members = rows::members(&cluster.view()).unwrap_or_default();
             let zones = members.iter().filter(|member| !member.witness).map(|member| member.zone.clone());
@@ -37,7 +41,11 @@ fn of(settings: &Settings, zones: &BTreeSet<String>) -> Vec<Finding> {
     let mut found = Vec::new();
     let discovery = &settings.discovery;
     if discovery.segments.is_empty() && discovery.hops.is_none() {
-        found.push(Finding::note(CHECK, "neither segments nor hops: nothing is searched", "name [discovery] segments"));
+        found.push(Finding::note(
+            CHECK,
+            "neither segments nor hops: nothing is searched",
+            "name [discovery] segments",
+        ));
     }
     for segment in &discovery.segments {
         let prefix = segment.prefix;
@@ -64,7 +72,9 @@ fn of(settings: &Settings, zones: &BTreeSet<String>) -> Vec<Finding> {
     for (n, login) in settings.http_logins.iter().enumerate() {
         if !searched(settings, &login.segment) {
             let what = format!("no segment that is searched lies in {}", login.segment);
-            found.push(Finding::note(CHECK, what, "correct its segment").about(format!("http_login[{}]", n + 1)));
+            found.push(
+                Finding::note(CHECK, what, "correct its segment").about(format!("http_login[{}]", n + 1)),
+            );
         }
     }
     if found.is_empty() {
@@ -76,7 +86,8 @@ fn of(settings: &Settings, zones: &BTreeSet<String>) -> Vec<Finding> {
 
 fn searched(settings: &Settings, prefix: &IpNet) -> bool {
     let touches = |other: &IpNet| other.contains(prefix) || prefix.contains(other);
-    settings.discovery.hops.is_some() || settings.discovery.segments.iter().any(|segment| touches(&segment.prefix))
+    settings.discovery.hops.is_some()
+        || settings.discovery.segments.iter().any(|segment| touches(&segment.prefix))
 }
 
 fn weak(credential: &SnmpCredential) -> Option<String> {
@@ -112,7 +123,9 @@ mod tests {
 
     #[test]
     fn settings_that_are_hardly_meant_are_told_and_no_secret_is() {
-        let good = found("[discovery]\nsegments = [\"10.1.0.0/16\"]\n[[http_login]]\nsegment = \"10.1.2.0/24\"\nuser = \"u\"\npassword = \"hidden-1\"\n");
+        let good = found(
+            "[discovery]\nsegments = [\"10.1.0.0/16\"]\n[[http_login]]\nsegment = \"10.1.2.0/24\"\nuser = \"u\"\npassword = \"hidden-1\"\n",
+        );
         assert_eq!((good.len(), good[0].state), (1, State::Ok), "{good:?}");
         let bad = found(
             "[discovery]\nsegments = [\"10.1.0.0/24\", { prefix = \"10.2.0.0/24\", zone = \"gone\" }]\nexclude = [\"10.1.0.0/16\"]\nrate = 0\n\

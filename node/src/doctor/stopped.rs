@@ -69,7 +69,13 @@ fn database(dir: &Path, inspection: &Inspection) -> Vec<Finding> {
     let mut found: Vec<Finding> = inspection
         .damage
         .iter()
-        .map(|why| Finding::problem(CHECK, why.clone(), "as said; `doctor` of another node shows whether the cluster is well"))
+        .map(|why| {
+            Finding::problem(
+                CHECK,
+                why.clone(),
+                "as said; `doctor` of another node shows whether the cluster is well",
+            )
+        })
         .collect();
     let Some(view) = inspection.view() else {
         if found.is_empty() {
@@ -81,7 +87,11 @@ fn database(dir: &Path, inspection: &Inspection) -> Vec<Finding> {
     match rows::meta(&view) {
         Ok(meta) => {
             let starts = inspection.starts().unwrap_or(0);
-            let what = format!("{} opens: {} devices, started {starts} times", dir.join("db").display(), meta.devices);
+            let what = format!(
+                "{} opens: {} devices, started {starts} times",
+                dir.join("db").display(),
+                meta.devices
+            );
             found.push(Finding::ok(CHECK, what));
         }
         Err(fault) => {
@@ -139,7 +149,10 @@ mod tests {
     }
 
     fn check<'a>(found: &'a [Finding], check: &str) -> &'a Finding {
-        found.iter().find(|finding| finding.check == check).unwrap_or_else(|| panic!("no {check} in {found:?}"))
+        found
+            .iter()
+            .find(|finding| finding.check == check)
+            .unwrap_or_else(|| panic!("no {check} in {found:?}"))
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -4,16 +4,16 @@ use std::fs;
 use std::io::{self, Write};
 
 use bytes::Bytes;
+use quire_coordinator::rows;
 use quire_coordinator::script;
 use quire_coordinator::tables::{Fault, Read, Table, after};
-use quire_coordinator::rows;
 use quire_proto::id::Millis;
 use quire_proto::store::{DeviceRow, EventRow, Member, Meta, ReviewRow, UnitRow};
 use serde_json::{Value, json};
 
+use super::Known;
 use super::archive::Archive;
 use super::mask::{self, Scrubber};
-use super::Known;
 use crate::cluster::View;
 use crate::console::facts::{self, Names};
 use crate::console::{devices, segments};
@@ -121,7 +121,12 @@ impl<W: Write> Bundle<'_, W> {
         self.lines("members.jsonl", "the nodes", members.iter().map(member).collect())?;
         let (known, scrubber) = (self.known, self.scrubber);
         let unit = |key: &[u8], row: &Bytes| self::unit(key, row, &names, scrubber, known);
-        self.table(view, ("units.jsonl", "the plan: units, whose they are, how far their sweeps are"), Table::Units, &unit)?;
+        self.table(
+            view,
+            ("units.jsonl", "the plan: units, whose they are, how far their sweeps are"),
+            Table::Units,
+            &unit,
+        )?;
         let reach = facts::reachability(view).map_err(fault)?;
         self.lines("reachability.jsonl", "which node reaches which segment", reach)?;
         let settings = known.keys.as_ref().and_then(|keys| cluster::open_settings(keys, &meta.settings_toml));
@@ -135,7 +140,8 @@ impl<W: Write> Bundle<'_, W> {
         self.table(view, ("review.jsonl", "what is doubtful about who is who"), Table::Review, &review)?;
         self.scripts(view)?;
         let device = |key: &[u8], row: &Bytes| device(key, row, &names, known);
-        let what = if known.wanted.with_devices { "devices" } else { "devices, without what identifies them" };
+        let what =
+            if known.wanted.with_devices { "devices" } else { "devices, without what identifies them" };
         self.table(view, ("devices.jsonl", what), Table::Devices, &device)?;
         self.object("counts.json", "rows of every table, and where the numbers stand", counts(view, meta)?)
     }
@@ -149,7 +155,11 @@ impl<W: Write> Bundle<'_, W> {
                     "sha256": data_encoding::HEXLOWER.encode(&listed.version.sha256) })
             })
         });
-        self.lines("scripts.jsonl", "profiles that were put: versions and hashes, no sources", lines.collect())
+        self.lines(
+            "scripts.jsonl",
+            "profiles that were put: versions and hashes, no sources",
+            lines.collect(),
+        )
     }
 }
 

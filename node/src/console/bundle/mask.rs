@@ -72,7 +72,9 @@ fn addresses(value: &Toml, found: &mut Vec<String>) {
     match value {
         Toml::String(text) if text.contains("://") && host_only(text) != *text => {
             // As it is written, and as whoever calls it would log it.
-            found.extend(text.split_once(':').map(|(_, url)| url.to_owned()).filter(|url| url.contains("://")));
+            found.extend(
+                text.split_once(':').map(|(_, url)| url.to_owned()).filter(|url| url.contains("://")),
+            );
             found.push(text.clone());
         }
         Toml::Array(items) => items.iter().for_each(|item| addresses(item, found)),
@@ -183,8 +185,22 @@ fn without(text: &str, secret: &str) -> String {
 
 /// What of a device says nothing about whose it is.
 const DEVICE: [&str; 16] = [
-    "id", "zone", "node", "hops", "via", "vendor", "model", "firmware", "status", "conditions", "counters", "supplies",
-    "first_seen", "last_seen", "metered_at", "expired_at",
+    "id",
+    "zone",
+    "node",
+    "hops",
+    "via",
+    "vendor",
+    "model",
+    "firmware",
+    "status",
+    "conditions",
+    "counters",
+    "supplies",
+    "first_seen",
+    "last_seen",
+    "metered_at",
+    "expired_at",
 ];
 
 /// A device's row without what identifies it.
@@ -239,7 +255,8 @@ mod tests {
 
     #[test]
     fn secrets_are_found_in_any_text() {
-        let secrets = ["hunter22", "abc", "public", "hunter22-and-more"].map(|text| Zeroizing::new(text.to_owned()));
+        let secrets =
+            ["hunter22", "abc", "public", "hunter22-and-more"].map(|text| Zeroizing::new(text.to_owned()));
         let toml = "[[alert]]\nnotify = [\"webhook:https://hooks.example/T0K3N\"]\n";
         let scrubber = Scrubber::new(&secrets, toml, &[]);
         let clean = |text: &str| scrubber.text(text);
@@ -267,6 +284,9 @@ mod tests {
             "counters": {"total": 1}, "supplies": [{"index": 1, "name": "Black SN:1", "percent": 3}]});
         let expected = json!({"id": "d1", "model": "M", "counters": {"total": 1}, "supplies": [{"index": 1, "percent": 3}]});
         assert_eq!(device(row), expected);
-        assert_eq!(without_quoted("set location to `Room 7`, cleared name"), "set location to …, cleared name");
+        assert_eq!(
+            without_quoted("set location to `Room 7`, cleared name"),
+            "set location to …, cleared name"
+        );
     }
 }
