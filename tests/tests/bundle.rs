@@ -280,7 +280,7 @@ fn jobs(site: &Site) -> Result<()> {
     done(cluster, &["service-mode", "off"])?;
     mode("normal")?;
     // Back by the node's own settings: in normal mode the next check-in may be minutes away.
-    std::fs::write(&good, std::fs::read_to_string(&good)?.replace("service", "service\"\ncheck_in = \"5s"))?;
+    std::fs::write(&good, std::fs::read_to_string(&good)?.replace("service", "service\"\ncheck_in = \"10s"))?;
     cluster.apply(&std::fs::read_to_string(&good)?)?;
     done(cluster, &["service-mode", "on"])?;
     mode("service")?;

@@ -83,11 +83,23 @@ impl Upstream {
                     tokio::select! {
                         () = stop.cancelled() => return Ok(()),
                         changed = self.held.changed() => changed.context("follow the claim")?,
-                        () = tokio::time::sleep(pause) => {}
+                        () = rest(&tools.cluster, pause) => {}
                     }
                 }
             }
         }
+    }
+}
+
+/// Waits until the next link is due: for so long, or until an operator wants it otherwise.
+async fn rest(cluster: &Cluster, pause: Duration) {
+    let wanted = || {
+        let check_in = cluster.settings().ok().flatten().map(|settings| settings.upstream.check_in_ms);
+        (session::mode(cluster), check_in)
+    };
+    let (before, until) = (wanted(), tokio::time::Instant::now() + pause);
+    while tokio::time::Instant::now() < until && wanted() == before {
+        tokio::time::sleep(LOOK.min(until.saturating_duration_since(tokio::time::Instant::now()))).await;
     }
 }
 
