@@ -189,7 +189,8 @@ fn every_queue_has_a_bound() {
 fn the_threat_model_names_tests_that_exist() {
     let text = fs::read_to_string(workspace().join("SECURITY.md")).unwrap();
     let name = |word: &&str| {
-        word.matches('_').count() >= 3 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        word.matches('_').count() >= 3
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     };
     let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(name).collect();
     assert!(named.len() > 20, "{} tests are named", named.len());
