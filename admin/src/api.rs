@@ -40,6 +40,7 @@ pub(crate) fn routes() -> Router<Console> {
         .route("/api/v1/devices", get(devices))
         .route("/api/v1/readings", get(readings))
         .route("/api/v1/jobs", get(jobs))
+        .route("/api/v1/bundles", get(bundles))
 }
 
 async fn sites(State(console): State<Console>) -> Result<Response, PageError> {
@@ -52,6 +53,10 @@ async fn links(State(console): State<Console>, Query(page): Query<Page>) -> Resu
 
 async fn jobs(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
     Ok(list(&console.store.jobs(page.site.as_deref()).await?, None))
+}
+
+async fn bundles(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
+    Ok(list(&console.store.bundles(page.site.as_deref()).await?, None))
 }
 
 async fn devices(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {

@@ -63,8 +63,14 @@ enum Command {
     Links(List),
     /// List jobs
     Jobs(List),
-    /// List bundles (sites of this version send none yet)
-    Bundles(List),
+    /// List the support bundles that sites sent, or fetch one
+    #[command(args_conflicts_with_subcommands = true)]
+    Bundles {
+        #[command(flatten)]
+        list: List,
+        #[command(subcommand)]
+        command: Option<BundleCommand>,
+    },
     /// Ask a site to do something
     Job {
         /// The site's name
@@ -144,7 +150,7 @@ enum JobCommand {
         /// Rhai
         file: PathBuf,
     },
-    /// Fetch a support bundle (not supported by this version)
+    /// Have the site send a support bundle: no credentials, and nothing that identifies devices; `bundles` lists it
     Bundle,
     /// Keep the stream open for remote service, or go back to check-ins
     ServiceMode {
@@ -157,6 +163,20 @@ enum JobCommand {
 enum Switch {
     On,
     Off,
+}
+
+#[derive(Debug, Subcommand)]
+enum BundleCommand {
+    /// Copy a bundle to a file, readable to its owner alone
+    Get {
+        /// As `bundles` prints it
+        id: String,
+        /// A .tar.zst
+        file: PathBuf,
+        /// Take the place of a file that is there
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -223,14 +243,20 @@ async fn run(command: &Command, dir: &Path) -> anyhow::Result<()> {
             let jobs = store.jobs(list.site.as_deref()).await?;
             print(list.format, JOBS, &jobs)
         }
-        // Nothing fills these tables yet, so there is nothing to read: the listings are empty, not wrong.
+        // Nothing fills this table yet, so there is nothing to read: the listing is empty, not wrong.
         Command::Alerts(list) => {
             check_site(&open(dir).await?, list).await?;
             print::<serde_json::Value>(list.format, ALERTS, &[])
         }
-        Command::Bundles(list) => {
-            check_site(&open(dir).await?, list).await?;
-            print::<serde_json::Value>(list.format, BUNDLES, &[])
+        Command::Bundles { list, command: None } => {
+            let store = open(dir).await?;
+            check_site(&store, list).await?;
+            print(list.format, BUNDLES, &store.bundles(list.site.as_deref()).await?)
+        }
+        Command::Bundles { command: Some(BundleCommand::Get { id, file, force }), .. } => {
+            let octets = open(dir).await?.get_bundle(id, file, *force).await?;
+            say(io::stdout(), &format!("{}: {octets} octets", file.display()));
+            Ok(())
         }
         Command::Job { site, command } => add_job(dir, site, command).await,
         Command::ApiToken { command: TokenCommand::Create { role } } => {
@@ -334,7 +360,7 @@ async fn add_job(dir: &Path, site: &str, command: &JobCommand) -> anyhow::Result
         JobCommand::Settings { file } => JobKind::Settings(read_settings(file)?),
         JobCommand::ServiceMode { mode } => JobKind::ServiceMode(matches!(mode, Switch::On)),
         JobCommand::Script { file } => JobKind::Script(read_script(file)?),
-        JobCommand::Bundle => bail!("the job `bundle` is not supported by this version"),
+        JobCommand::Bundle => JobKind::Bundle,
     };
     let store = open(dir).await?;
     let Some(key) = store.site_key(site).await? else { bail!("no site named `{site}`") };
@@ -430,5 +456,10 @@ const ALERTS: &[Column] = &[
     ("STATE", "/state"),
     ("RAISED", "/raised_at"),
 ];
-const BUNDLES: &[Column] =
-    &[("SITE", "/site"), ("NAME", "/name"), ("OCTETS", "/octets"), ("RECEIVED", "/received_at")];
+const BUNDLES: &[Column] = &[
+    ("SITE", "/site"),
+    ("ID", "/id"),
+    ("OCTETS", "/octets"),
+    ("SHA256", "/sha256"),
+    ("RECEIVED", "/received_at"),
+];

@@ -10,6 +10,7 @@ use quire_proto::upstream::{CheckIn, Hello};
 use quire_proto::{convert, reading};
 use sqlx::{Sqlite, Transaction};
 
+use crate::enroll::REQUESTS_MAX;
 use crate::identity;
 use crate::store::{LinkError, Refusal, Site, Store, StoreError, int, uint};
 
@@ -40,7 +41,7 @@ pub(crate) struct Taken {
 }
 
 #[derive(sqlx::FromRow)]
-struct Fence {
+pub(crate) struct Fence {
     revoked_at_ms: Option<i64>,
     connection: Option<i64>,
     epoch: i64,
@@ -60,6 +61,15 @@ impl Store {
     ) -> Result<(Holder, u64), LinkError> {
         let mut tx = self.begin().await?;
         let fence = fence(&mut tx, site.key).await?;
+        let removed: Option<bool> =
+            sqlx::query_scalar("SELECT removed_at_ms IS NOT NULL FROM nodes WHERE site = ? AND node = ?")
+                .bind(site.key)
+                .bind(int(hello.node)?)
+                .fetch_optional(&mut *tx)
+                .await?;
+        if removed == Some(true) {
+            return Err(Refusal::Removed.into());
+        }
         let (highest, by) = (uint(fence.epoch), uint(fence.epoch_node));
         if epoch < highest || (epoch == highest && by != hello.node) || epoch == 0 {
             return Err(Refusal::Epoch { highest }.into());
@@ -188,6 +198,7 @@ impl Store {
         .bind(holder.site)
         .execute(&mut *tx)
         .await?;
+        forget_others(&mut tx, holder.site, &check_in.nodes, now).await?;
         touch(&mut tx, holder, now).await?;
         tx.commit().await?;
         self.changed();
@@ -213,8 +224,9 @@ impl Store {
         still_held(&mut tx, holder).await?;
         let detail: String = detail.chars().take(1000).collect();
         // Settings can carry passwords: not kept longer than the site needs them.
+        // A bundle is done when its file is there, whatever the site says.
         let done = sqlx::query(
-            "UPDATE jobs SET state = ?, detail = ?, closed_at_ms = ?,
+            "UPDATE jobs SET state = CASE kind WHEN 'bundle' THEN 'failed' ELSE ? END, detail = ?, closed_at_ms = ?,
                     argument = CASE kind WHEN 'settings' THEN '' ELSE argument END
              WHERE id = ? AND site = ? AND state IN ('pending', 'sent')",
         )
@@ -249,6 +261,36 @@ impl Store {
     }
 }
 
+/// Nodes that are known here and are not among a cluster's members were removed from it.
+async fn forget_others(
+    tx: &mut Transaction<'_, Sqlite>,
+    site: i64,
+    members: &[u64],
+    now: Millis,
+) -> Result<(), LinkError> {
+    // Older versions say none.
+    if members.is_empty() {
+        return Ok(());
+    }
+    if members.len() > REQUESTS_MAX {
+        return Err(malformed(format!("a cluster of {} members", members.len())));
+    }
+    let known: Vec<i64> =
+        sqlx::query_scalar("SELECT node FROM nodes WHERE site = ? AND removed_at_ms IS NULL")
+            .bind(site)
+            .fetch_all(&mut **tx)
+            .await?;
+    for node in known.into_iter().filter(|node| !members.contains(&uint(*node))) {
+        sqlx::query("UPDATE nodes SET removed_at_ms = ? WHERE site = ? AND node = ?")
+            .bind(int(now.0)?)
+            .bind(site)
+            .bind(node)
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
 pub(crate) fn malformed(what: impl Into<String>) -> LinkError {
     Refusal::Malformed(what.into()).into()
 }
@@ -268,7 +310,7 @@ async fn fence(tx: &mut Transaction<'_, Sqlite>, site: i64) -> Result<Fence, Lin
     }
 }
 
-async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<Fence, LinkError> {
+pub(crate) async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<Fence, LinkError> {
     let fence = fence(tx, holder.site).await?;
     let highest = uint(fence.epoch);
     if highest != holder.epoch || fence.connection != Some(holder.connection) {
@@ -277,7 +319,11 @@ async fn still_held(tx: &mut Transaction<'_, Sqlite>, holder: Holder) -> Result<
     Ok(fence)
 }
 
-async fn touch(tx: &mut Transaction<'_, Sqlite>, holder: Holder, now: Millis) -> Result<(), LinkError> {
+pub(crate) async fn touch(
+    tx: &mut Transaction<'_, Sqlite>,
+    holder: Holder,
+    now: Millis,
+) -> Result<(), LinkError> {
     for sql in [
         "UPDATE links SET last_message_ms = ? WHERE site = ?",
         "UPDATE sites SET last_message_ms = ? WHERE key = ?",

@@ -13,7 +13,7 @@ use crate::store::{Store, StoreError, int, uint};
 /// Sent in one go after a Welcome; what is above waits for the next look.
 const OPEN_MAX: i64 = 100;
 
-/// What a site can be asked for. `bundle` is not among the wire's jobs yet.
+/// What a site can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobKind {
     /// Sweep one segment, or all of them when it is empty.
@@ -24,6 +24,8 @@ pub enum JobKind {
     Settings(String),
     /// Put a script (its source), which the site tries before it is in force.
     Script(String),
+    /// Send a support bundle (see [`crate::bundles`]).
+    Bundle,
     /// Stay connected for remote service, or go back to check-ins.
     ServiceMode(bool),
 }
@@ -35,6 +37,7 @@ impl JobKind {
             JobKind::Read(_) => "read",
             JobKind::Settings(_) => "settings",
             JobKind::Script(_) => "script",
+            JobKind::Bundle => "bundle",
             JobKind::ServiceMode(_) => "service-mode",
         }
     }
@@ -44,6 +47,7 @@ impl JobKind {
             JobKind::Sweep(text) | JobKind::Read(text) | JobKind::Settings(text) | JobKind::Script(text) => {
                 text
             }
+            JobKind::Bundle => "",
             JobKind::ServiceMode(true) => "on",
             JobKind::ServiceMode(false) => "off",
         }
@@ -55,6 +59,7 @@ impl JobKind {
             "read" => Some(JobKind::Read(argument)),
             "settings" => Some(JobKind::Settings(argument)),
             "script" => Some(JobKind::Script(argument)),
+            "bundle" => Some(JobKind::Bundle),
             "service-mode" => Some(JobKind::ServiceMode(argument == "on")),
             _ => None,
         }
@@ -66,6 +71,7 @@ impl JobKind {
             JobKind::Read(device) => job::What::ReadDevice(device),
             JobKind::Settings(toml) => job::What::SettingsToml(toml),
             JobKind::Script(source) => job::What::ScriptSource(source),
+            JobKind::Bundle => job::What::Bundle(true),
             JobKind::ServiceMode(on) => job::What::ServiceMode(on),
         };
         Job { id, what: Some(what) }
@@ -79,7 +85,7 @@ pub struct JobLine {
     pub id: String,
     /// The site's name.
     pub site: String,
-    /// `sweep`, `read`, `settings`, `script` or `service-mode`.
+    /// `sweep`, `read`, `settings`, `script`, `bundle` or `service-mode`.
     pub kind: String,
     /// Left out of settings, which can be long and secret, and of scripts.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -2,13 +2,14 @@
 //!
 //! [`Server::start`] is what tests and the `serve` command use; [`cli`] is the command line. The modules, from
 //! the bottom: `clock` and `secret` know nothing; `tls` and `listener` are the door; `store`, `intake`,
-//! `listing`, `jobs` and `users` are the database; `enroll` and `link` answer clusters; `api` and `pages`
-//! answer people. Only `store`, `intake`, `jobs` and `users` write to the database.
+//! `listing`, `jobs`, `bundles` and `users` are the database; `enroll` and `link` answer clusters; `api` and `pages`
+//! answer people. Only `store`, `intake`, `jobs`, `bundles` and `users` write to the database.
 //!
 //! Architecture Invariant: what a site is told to be received is on disk; a site has one stream, that of the
 //! highest epoch ever accepted.
 
 mod api;
+pub mod bundles;
 pub mod cli;
 mod clock;
 mod console;
@@ -94,6 +95,7 @@ impl Server {
         let store =
             Store::open(dir).await.with_context(|| format!("open the database in {}", dir.display()))?;
         store.clear_links().await.context("forget old links")?;
+        store.clear_bundle_parts();
         let config = authority.server_config(dir, clock::now())?;
         let listener = bind(options.listen).await?;
         let links = Arc::new(Links::new(Arc::clone(&authority), store.clone(), stop.clone()));

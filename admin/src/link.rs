@@ -259,6 +259,9 @@ impl Session {
                 Ok(self.links.store.check_in(holder, &check_in, clock::now()).await?)
             }
             from_site::What::Sign(request) => self.sign(holder, &request).await,
+            from_site::What::Bundle(part) => {
+                Ok(self.links.store.take_bundle_part(holder, part, clock::now()).await?)
+            }
             from_site::What::JobResult(result) => self.close_job(holder, &result).await,
             from_site::What::Goodbye(_) => Err(End::Gone("goodbye".to_owned())),
         }

@@ -5,7 +5,7 @@
 //! readers never block it (WAL). Nothing here knows of TLS, gRPC or HTTP.
 
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quire_proto::id::Millis;
@@ -103,6 +103,9 @@ pub enum Refusal {
     /// A node speaks with another node's certificate.
     #[error("node: the certificate is another node's")]
     Node,
+    /// Its cluster has no such member any more.
+    #[error("removed: the node was removed from its cluster")]
+    Removed,
     /// `site revoke`, or a site that this server does not know.
     #[error("revoked: the site is no longer welcome")]
     Revoked,
@@ -128,6 +131,7 @@ impl Refusal {
             Refusal::Gap { .. } => "gap",
             Refusal::Cluster => "cluster",
             Refusal::Node => "node",
+            Refusal::Removed => "removed",
             Refusal::Revoked => "revoked",
             Refusal::Version => "version",
             Refusal::Malformed(_) => "malformed",
@@ -182,6 +186,8 @@ pub(crate) struct Registration<'a> {
 pub struct Store {
     pub(crate) write: SqlitePool,
     pub(crate) read: SqlitePool,
+    /// Where support bundles are.
+    pub(crate) bundles: PathBuf,
     changes: watch::Sender<u64>,
 }
 
@@ -217,7 +223,7 @@ impl Store {
             .max_connections(READERS_MAX)
             .connect_with(options.pragma("query_only", "1"))
             .await?;
-        Ok(Store { write, read, changes: watch::Sender::new(0) })
+        Ok(Store { write, read, bundles: dir.join("bundles"), changes: watch::Sender::new(0) })
     }
 
     /// Closes the files after what runs has ended.
@@ -324,7 +330,11 @@ impl Store {
         .bind(site.key)
         .execute(&mut *tx)
         .await?;
-        sqlx::query("INSERT OR IGNORE INTO clusters (cluster_id) VALUES (?)")
+        // With a new code come new certificates, which whoever spoke before does not have: its epoch counts no longer. So
+        // a node that claimed the highest of all numbers is got rid of.
+        sqlx::query(
+            "INSERT INTO clusters (cluster_id) VALUES (?) ON CONFLICT DO UPDATE SET epoch = 0, epoch_node = 0",
+        )
             .bind(registration.cluster_id)
             .execute(&mut *tx)
             .await?;

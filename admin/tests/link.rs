@@ -477,3 +477,47 @@ async fn a_revoked_site_enrols_again_with_a_new_code_and_goes_on() {
     assert_eq!(received(link.batch(6, 11, entries(11, 12)).await), 12);
     admin.stop().await;
 }
+
+#[tokio::test]
+async fn a_removed_node_is_refused_for_ever_and_the_others_go_on() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    link.check_in_of(5, vec![1, 3]).await;
+    assert_eq!(received(link.batch(5, 1, entries(1, 1)).await), 1);
+    let mut removed = cluster.link(admin.listen, 2).await;
+    removed.send(9, cluster.hello(2)).await;
+    assert!(removed.refused().await.0.starts_with("removed:"));
+    // Nor when a list names it again: an id is never used a second time.
+    link.check_in_of(5, vec![1, 2, 3]).await;
+    assert_eq!(received(link.batch(5, 2, entries(2, 2)).await), 2);
+    let mut removed = cluster.link(admin.listen, 2).await;
+    removed.send(9, cluster.hello(2)).await;
+    assert!(removed.refused().await.0.starts_with("removed:"));
+    let (mut link, through) = cluster.welcomed(admin.listen, 3, 6).await;
+    assert_eq!(through, 2);
+    // A version that says none removes none.
+    link.check_in(6).await;
+    assert_eq!(received(link.batch(6, 3, entries(3, 3)).await), 3);
+    cluster.welcomed(admin.listen, 1, 7).await;
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_code_is_the_way_back_from_an_epoch_that_nobody_can_beat() {
+    let (_dir, admin, mut cluster) = enrolled().await;
+    let highest = i64::MAX as u64;
+    let (hostile, _) = cluster.welcomed(admin.listen, 2, highest).await;
+    let mut honest = cluster.link(admin.listen, 1).await;
+    honest.send(6, cluster.hello(1)).await;
+    assert!(honest.refused().await.0.starts_with("epoch:"));
+    assert!(admin.store.revoke_site("acme-berlin", site::now()).await.unwrap());
+    let code = admin.add_site("acme-berlin").await;
+    let before = cluster.channel(admin.listen, 2).await;
+    cluster.enroll(&admin, &code).await;
+    drop(hostile);
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 6).await;
+    assert_eq!(received(link.batch(6, 1, entries(1, 1)).await), 1);
+    // Its certificate is of the site that was revoked.
+    assert_eq!(Link::open(before).await.err().unwrap().code(), Code::PermissionDenied);
+    admin.stop().await;
+}

@@ -35,6 +35,7 @@ pub mod settings;
 pub mod state;
 mod supplies;
 pub mod tables;
+mod tokens;
 pub mod topology;
 pub mod trial;
 pub mod typed;

@@ -19,8 +19,8 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    backlog, coverage, expiry, found, index as places, jobs, planner, record, recover, review, script, typed,
-    upgrade,
+    backlog, coverage, expiry, found, index as places, jobs, planner, record, recover, review, script, tokens,
+    typed, upgrade,
 };
 
 /// Applies the log entry at `index`.
@@ -68,6 +68,7 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Recover(recover)) => recover::apply(tables, index, at_ms, recover)?,
         Some(Kind::DecideIdentity(decide)) => review::decide(tables, index, at_ms, decide)?,
         Some(Kind::SetDevice(set)) => typed::set(tables, index, at_ms, set)?,
+        Some(Kind::RevokeToken(revoke)) => tokens::revoke(tables, index, at_ms, revoke)?,
         Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
         Some(Kind::Release(releases)) => release(tables, releases)?,
         Some(Kind::Upgrade(upgrade)) => upgrade::apply(tables, index, at_ms, upgrade)?,
@@ -450,6 +451,7 @@ fn ask(tables: &mut Overlay<'_>, index: u64, at_ms: u64, ask: &Ask) -> Result<An
             found::explore_again(tables, index, at_ms)?;
             "asked for an exploration of links and routers".to_owned()
         }
+        Some(AskWhat::Bundle(_)) => "asked for a support bundle".to_owned(),
         None => return Ok(refuse("this version does not know the request")),
     };
     audit(tables, index, at_ms, &ask.by, what.clone());

@@ -61,13 +61,16 @@ impl ConfigFile {
     }
 }
 
+/// The console's address of the last start, as the data directory remembers it.
+pub(crate) fn remembered_console(data_dir: &Path) -> anyhow::Result<Option<SocketAddr>> {
+    let path = data_dir.join(REMEMBERED);
+    if path.exists() { Ok(ConfigFile::read(&path)?.console) } else { Ok(None) }
+}
+
 /// The console's address: as told, else as last time, else the default; remembered for the next start.
 pub(crate) fn console(data_dir: &Path, told: Option<SocketAddr>) -> anyhow::Result<SocketAddr> {
     let path = data_dir.join(REMEMBERED);
-    let before = match path.exists() {
-        true => ConfigFile::read(&path)?.console,
-        false => None,
-    };
+    let before = remembered_console(data_dir)?;
     let address = match told.or(before) {
         Some(address) => address,
         None => DEFAULT_CONSOLE.parse().context("understand the default console")?,

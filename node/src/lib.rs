@@ -1,7 +1,7 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
-//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `collector leader upstream
-//! discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
+//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `doctor` <
+//! `collector leader upstream discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
 
 pub mod cli;
 mod clock;
@@ -12,6 +12,7 @@ mod console;
 pub mod device;
 mod dice;
 mod discovery;
+mod doctor;
 #[doc(hidden)]
 pub mod fuzz;
 mod leader;
@@ -35,8 +36,10 @@ use cluster::{Cluster, Start};
 use collector::{Collector, Explorer, LocalPrinters, Reachability, Reporter, ScriptKeeper};
 use config::NodeOptions;
 use console::Site;
+use console::bundle::Wanted;
 use device::browser::Browser;
 use device::script::Scripts;
+use doctor::Patient;
 use leader::Leader;
 use snmp::Snmp;
 use upstream::Upstream;
@@ -76,12 +79,18 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<After> {
         snmp: snmp.clone(),
         metrics: PrometheusBuilder::new().install_recorder().context("start the metrics")?,
         enroll: enroll_with(cluster.clone()),
+        patient: Patient {
+            cluster: cluster.clone(),
+            browser: browser.clone(),
+            data_dir: data_dir.clone(),
+            console: console_address,
+        },
         open: console_address.ip().is_loopback(),
         stop: stop.clone(),
         recover: recover.clone(),
     });
     let leader = Leader::new(cluster.clone(), held, link);
-    let upstream = Upstream::new(cluster.clone(), scripts.clone(), claim, tell_link);
+    let upstream = Upstream::new(cluster.clone(), scripts.clone(), claim, tell_link, bundle_of(&site));
 
     let mut tasks = Tasks::default();
     tasks.spawn("leader", leader.run(stop.clone()));
@@ -126,6 +135,12 @@ async fn fence(cluster: Cluster, stop: CancellationToken) -> anyhow::Result<()> 
 /// What the console does when told to enrol.
 fn enroll_with(cluster: Cluster) -> console::Enroll {
     Box::new(move |url, code, pin| Box::pin(upstream::enroll(cluster.clone(), url, code, pin)))
+}
+
+/// How upstream gets a bundle: without what identifies devices, and without what is hidden.
+fn bundle_of(site: &Arc<Site>) -> upstream::Bundler {
+    let site = Arc::clone(site);
+    Box::new(move || console::bundle::stream(&site, Wanted { with_devices: false, upstream: true }))
 }
 
 async fn open(options: NodeOptions) -> anyhow::Result<Cluster> {

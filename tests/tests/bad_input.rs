@@ -120,11 +120,19 @@ fn tokens_that_are_wrong_expired_or_used_join_nobody() {
         let spent = std::fs::read_to_string(file)?;
         let expired = cluster.any(&["token", "create", "--ttl", "1ms"])?.ok()?;
         let expired = expired.lines().last().context("no token")?.to_owned();
+        let before = cluster.list(&["token", "list"])?;
+        let taken_back = cluster.token()?;
+        let listed = cluster.list(&["token", "list"])?;
+        let new = listed.iter().find(|row| !before.contains(row) && row["state"] == "open");
+        let id = new.and_then(|row| row["id"].as_str()).context("the new token is not listed")?.to_owned();
+        cluster.any(&["token", "revoke", &id])?.ok()?;
+        ensure!(cluster.any(&["token", "revoke", &id])?.code == 1, "a token was taken back twice");
         let mut damaged = used.clone().into_bytes();
         let middle = damaged.len() / 2;
         damaged[middle] = if damaged[middle] == b'a' { b'b' } else { b'a' };
         let damaged = String::from_utf8(damaged)?;
-        for (n, token) in ["nonsense", &damaged, &expired, spent.trim()].into_iter().enumerate() {
+        for (n, token) in ["nonsense", &damaged, &expired, spent.trim(), &taken_back].into_iter().enumerate()
+        {
             let output = try_join(&cluster, &cluster.scratch(&format!("late{n}")), token)?;
             ensure!(output.code == 1 || output.code == 2, "{token} gave {output:?}");
             ensure!(!output.stderr.trim().is_empty(), "{token} was refused without a word");

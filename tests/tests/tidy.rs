@@ -10,6 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["clock", "dice", "tls", "telemetry"],
     &["snmp", "cluster", "routes"],
     &["device"],
+    &["doctor"],
     &["collector", "leader", "upstream", "discovery", "console"],
     &["config", "cli", "fuzz", "lib", "main"],
 ];
@@ -181,6 +182,26 @@ fn every_queue_has_a_bound() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// SECURITY.md says of each defence where it is tested; a test that was renamed or removed must be named there anew.
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let text = fs::read_to_string(workspace().join("SECURITY.md")).unwrap();
+    let name = |word: &&str| {
+        word.matches('_').count() >= 3
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(name).collect();
+    assert!(named.len() > 20, "{} tests are named", named.len());
+    let mut all = String::new();
+    for room in ["coordinator", "node", "admin", "tests"] {
+        for file in sources(&workspace().join(room)) {
+            all.push_str(&fs::read_to_string(file).unwrap());
+        }
+    }
+    let missing: Vec<_> = named.iter().filter(|name| !all.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "SECURITY.md names tests that are not there: {missing:?}");
 }
 
 /// `word` in `line`, not as a part of a longer name.

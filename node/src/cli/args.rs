@@ -175,6 +175,29 @@ pub(crate) enum Command {
         #[arg(long, required = true)]
         i_have_lost_quorum: bool,
     },
+    /// Say what is wrong with this node and its machine, and what to do about it; exit status 1 when there is something
+    ///
+    /// Works on a running node, which is asked itself, and on a stopped one, whose data directory is read and left as it
+    /// is. Sends nothing to devices.
+    Doctor,
+    /// Collect what somebody needs who helps from afar, as a .tar.zst
+    ///
+    /// In it: what doctor says, status, members, plan and units, reachability, segments, the settings without comments
+    /// and secrets, metrics, the last lines of this node's log, audit, events, versions of profiles, and every device's
+    /// model, firmware, state, counters and supplies. Not in it: passwords, communities, tokens, keys, addresses of
+    /// webhooks; and, unless --with-devices is given, the devices' addresses, serial numbers, hardware addresses, names,
+    /// locations, asset numbers and displays. Segments and the nodes' own addresses are in it, and log lines may name
+    /// addresses of devices. manifest.json lists every file. Works on a stopped node, too, with what its directory tells.
+    Bundle {
+        /// Written whole or not at all, readable to its owner alone
+        file: PathBuf,
+        /// With what identifies devices, too
+        #[arg(long)]
+        with_devices: bool,
+        /// Take the place of a file that is there
+        #[arg(long)]
+        force: bool,
+    },
     /// Write everything that the cluster knows to a file, from a running node
     Backup {
         /// Written whole or not at all, readable to its owner alone
@@ -221,6 +244,13 @@ pub(crate) enum TokenCommand {
         #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
         ttl: Duration,
     },
+    /// Those that were made, without their secrets
+    List,
+    /// Take a token back that nobody has joined with
+    Revoke {
+        /// As `token list` prints it
+        id: String,
+    },
 }
 
 /// `quire api-token`.
@@ -231,6 +261,13 @@ pub(crate) enum ApiTokenCommand {
         /// What its holder may do
         #[arg(long, value_parser = ["viewer", "operator", "admin"])]
         role: String,
+    },
+    /// Those that count, without their secrets
+    List,
+    /// Take a token back: it counts no longer, on no node
+    Revoke {
+        /// As `api-token list` prints it
+        id: String,
     },
 }
 

@@ -5,6 +5,7 @@
 pub(crate) mod args;
 mod devices;
 mod discover;
+mod doctor;
 mod output;
 mod remote;
 mod rescue;
@@ -69,6 +70,10 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         command => {
             let data_dir = data_dir.ok_or_else(|| args::Usage("--data-dir is missing".to_owned()))?;
             let remote = match command {
+                Command::Doctor => return doctor::run(&data_dir, format).await,
+                Command::Bundle { file, with_devices, force } => {
+                    return doctor::bundle(&data_dir, &file, with_devices, force).await;
+                }
                 Command::Recover { .. } => return rescue::recover(&data_dir).await,
                 Command::Backup { file, passphrase } => {
                     return rescue::backup(&data_dir, &file, passphrase).await;

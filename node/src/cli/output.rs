@@ -205,6 +205,11 @@ pub(crate) fn complain(error: &anyhow::Error) {
     drop(writeln!(io::stderr().lock(), "quire: {error:#}"));
 }
 
+/// Prints a line beside the result, on stderr.
+pub(crate) fn say(text: &str) {
+    drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
 /// Warns on stderr.
 pub(crate) fn warn(text: &str) {
     drop(writeln!(io::stderr().lock(), "quire: warning: {text}"));

@@ -45,6 +45,16 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
             node.secret("control/token", &json!({ "ttl_ms": ttl_ms })).await
         }
+        Command::Token { command: TokenCommand::List } => {
+            node.list_control("control/token", TOKENS, format).await
+        }
+        Command::ApiToken { command: ApiTokenCommand::List } => {
+            node.list_control("control/api-token", API_TOKENS, format).await
+        }
+        Command::Token { command: TokenCommand::Revoke { id } }
+        | Command::ApiToken { command: ApiTokenCommand::Revoke { id } } => {
+            node.change("control/token/revoke", json!({ "id": id })).await
+        }
         Command::ApiToken { command: ApiTokenCommand::Create { role } } => {
             node.secret("control/api-token", &json!({ "role": role })).await
         }
@@ -73,6 +83,8 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
         Command::Discover(_)
         | Command::Node(_)
         | Command::Script { .. }
+        | Command::Doctor
+        | Command::Bundle { .. }
         | Command::Recover { .. }
         | Command::Backup { .. }
         | Command::Restore(_) => Ok(()),
@@ -146,6 +158,9 @@ const READINGS: &[Column] = &[
     ("NODE", "node"),
     ("ID", "id"),
 ];
+const TOKENS: &[Column] =
+    &[("ID", "id"), ("STATE", "state"), ("EXPIRES", "expires_at"), ("USED BY", "used_by")];
+const API_TOKENS: &[Column] = &[("ID", "id"), ("ROLE", "role")];
 const AUDIT: &[Column] = &[("AT", "at"), ("BY", "by"), ("WHAT", "what")];
 
 async fn status(node: &Node, format: Format) -> anyhow::Result<()> {
@@ -352,6 +367,17 @@ impl Node {
             }
         }
         Ok(listing.end()?)
+    }
+
+    /// Prints a listing that is small by nature, and the operator's alone.
+    async fn list_control(
+        &self,
+        path: &str,
+        columns: &'static [Column],
+        format: Format,
+    ) -> anyhow::Result<()> {
+        let rows = parse(&self.send(Method::GET, path, None).await?)?;
+        Ok(output::list(format, columns, rows.as_array().map_or(&[], Vec::as_slice))?)
     }
 
     /// Asks for a sweep; on a terminal it is followed to its end.

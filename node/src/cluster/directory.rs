@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -22,8 +22,8 @@ pub(crate) const NODE_CERTIFICATE: &str = "node.crt";
 pub(crate) const CA_CERTIFICATE: &str = "ca.crt";
 pub(crate) const CLUSTER_KEY: &str = "cluster.key";
 pub(crate) const UPSTREAM_KEY: &str = "upstream.key";
-const LOCK: &str = "lock";
-const DB: &str = "db";
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const DB: &str = "db";
 /// Present from the first write of `--init` or `--join` until `node.json` stands.
 const UNFINISHED: &str = "unfinished";
 const FORMAT: u32 = 1;
@@ -61,6 +61,26 @@ fn sha256(octets: &[u8]) -> String {
     HEXLOWER.encode(&crate::tls::pin(octets))
 }
 
+/// Takes from everybody else what an existing directory of a node lets them do: RocksDB makes its files as the process'
+/// mask says, and the control socket is there for a moment before it is restricted. A directory that holds other things
+/// is somebody else's to close.
+fn close(path: &Path) {
+    let Ok(meta) = fs::metadata(path) else { return };
+    let mode = meta.permissions().mode();
+    let ours =
+        path.join(NODE).exists() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    let shared = mode & 0o1000 != 0;
+    if mode & 0o077 == 0 || shared || !ours {
+        return;
+    }
+    match fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
+        Ok(()) => tracing::info!(path = %path.display(), "closed the data directory to other users"),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "close the data directory to other users")
+        }
+    }
+}
+
 impl Directory {
     /// Locks `path`, creating it when `create`.
     pub(crate) fn lock(path: &Path, create: bool) -> Result<Self, OpenError> {
@@ -70,6 +90,7 @@ impl Directory {
         } else if !path.is_dir() {
             return Err(OpenError::Empty { path: path.to_owned() });
         }
+        close(path);
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -140,39 +161,78 @@ impl Directory {
 
     /// Reads and checks the card.
     pub(crate) fn card(&self) -> Result<Card, OpenError> {
-        let file = self.path.join(NODE);
-        let damaged = |reason: String| OpenError::Damaged { file: file.clone(), reason };
-        let text = match fs::read(&file) {
-            Ok(text) => text,
-            Err(reason) if reason.kind() == io::ErrorKind::NotFound && !self.db().exists() => {
-                return Err(OpenError::Empty { path: self.path.clone() });
-            }
-            Err(reason) => return Err(damaged(reason.to_string())),
-        };
-        let stored: Stored = serde_json::from_slice(&text).map_err(|reason| damaged(reason.to_string()))?;
-        let again = serde_json::to_string(&stored.node).map_err(|reason| damaged(reason.to_string()))?;
-        if sha256(again.as_bytes()) != stored.sha256 {
-            return Err(damaged("its check does not match; restore the file, don't edit it".into()));
-        }
-        if stored.node.format > FORMAT {
-            return Err(damaged(format!("format {} is of a later version", stored.node.format)));
-        }
-        Ok(stored.node)
+        card(&self.path)
     }
 
     /// Reads a file that the card names and checks it.
     pub(crate) fn file(&self, card: &Card, name: &str) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        let damaged = |reason: String| OpenError::Damaged { file: self.path.join(name), reason };
-        let octets = Zeroizing::new(fs::read(self.path.join(name)).map_err(|why| damaged(why.to_string()))?);
-        match card.files.get(name) {
-            Some(expected) if *expected == sha256(&octets) => Ok(octets),
-            Some(_) => Err(damaged("its SHA-256 is not the one that node.json names".into())),
-            None => Err(damaged("node.json does not name it".into())),
+        file(&self.path, card, name)
+    }
+}
+
+/// Reads and checks the card of a directory, locked or not.
+pub(crate) fn card(path: &Path) -> Result<Card, OpenError> {
+    let file = path.join(NODE);
+    let damaged = |reason: String| OpenError::Damaged { file: file.clone(), reason };
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(reason) if reason.kind() == io::ErrorKind::NotFound && !path.join(DB).exists() => {
+            return Err(OpenError::Empty { path: path.to_owned() });
         }
+        Err(reason) => return Err(damaged(reason.to_string())),
+    };
+    let stored: Stored = serde_json::from_slice(&text).map_err(|reason| damaged(reason.to_string()))?;
+    let again = serde_json::to_string(&stored.node).map_err(|reason| damaged(reason.to_string()))?;
+    if sha256(again.as_bytes()) != stored.sha256 {
+        return Err(damaged("its check does not match; restore the file, don't edit it".into()));
+    }
+    if stored.node.format > FORMAT {
+        return Err(damaged(format!("format {} is of a later version", stored.node.format)));
+    }
+    Ok(stored.node)
+}
+
+/// Reads a file that the card names and checks it.
+pub(crate) fn file(path: &Path, card: &Card, name: &str) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+    let damaged = |reason: String| OpenError::Damaged { file: path.join(name), reason };
+    let octets = Zeroizing::new(fs::read(path.join(name)).map_err(|why| damaged(why.to_string()))?);
+    match card.files.get(name) {
+        Some(expected) if *expected == sha256(&octets) => Ok(octets),
+        Some(_) => Err(damaged("its SHA-256 is not the one that node.json names".into())),
+        None => Err(damaged("node.json does not name it".into())),
     }
 }
 
 /// 16 octets from hex.
 pub(crate) fn octets16(text: &str) -> Option<[u8; 16]> {
     HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loose_directory_is_closed_at_the_start() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let made = |name: &str, mode: u32| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let empty = made("empty", 0o755);
+        drop(Directory::lock(&empty, true).unwrap());
+        assert_eq!(mode(&empty), 0o700);
+        let node = made("node", 0o750);
+        fs::write(node.join(NODE), "{}").unwrap();
+        drop(Directory::lock(&node, false).unwrap());
+        assert_eq!(mode(&node), 0o700);
+        // Not ours alone.
+        let (others, shared) = (made("others", 0o755), made("shared", 0o1777));
+        fs::write(others.join("file"), "x").unwrap();
+        drop((Directory::lock(&others, true).unwrap(), Directory::lock(&shared, true).unwrap()));
+        assert_eq!((mode(&others), mode(&shared)), (0o755, 0o1777));
+    }
 }

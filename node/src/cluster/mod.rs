@@ -21,6 +21,7 @@ mod backup;
 mod changes;
 mod directory;
 pub(crate) mod fuzz;
+mod inspect;
 mod keys;
 mod launch;
 mod lend;
@@ -63,10 +64,12 @@ use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::{mpsc, watch};
 
 pub use changes::{Changes, Seen, Touched};
+pub(crate) use inspect::{Inspection, Look, SECRET_FILES, last_heard};
 pub use keys::{KeyError, Keys};
 pub(crate) use lend::Wanted;
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
 pub use settings::SettingsError;
+pub(crate) use settings::{open_settings, secrets};
 pub use space::Space;
 pub use spool::{SPOOL_LIMIT, Spool, SpoolError};
 pub use standing::{Role, Standing};
@@ -323,6 +326,11 @@ impl Cluster {
         self.inner.spool.clone()
     }
 
+    /// The certificate that other members know this node by.
+    pub(crate) fn certificate(&self) -> Vec<u8> {
+        self.inner.certificate.clone()
+    }
+
     /// The PKCS#8 private key for the upstream link; it never leaves this node.
     pub fn upstream_key(&self) -> &crate::tls::Key {
         &self.inner.upstream_key
@@ -513,6 +521,14 @@ impl Cluster {
             }
         };
         tokio::time::timeout(patience, moved).await.unwrap_or(false)
+    }
+
+    /// Asks a member, or this node itself, at the address that it tells others, whether it is there.
+    ///
+    /// # Errors
+    /// When it does not answer there, or is somebody else.
+    pub(crate) async fn look(&self, member: &Member) -> io::Result<Look> {
+        inspect::look(&self.proposer().net, member).await
     }
 
     /// Waits until other members will never admit this process, and answers why.

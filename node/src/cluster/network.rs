@@ -208,12 +208,7 @@ impl Net {
     ) -> io::Result<Streaming<proto::AttendReply>> {
         let peer = self.peer(target, known).ok_or_else(|| io::Error::other("a node not known here"))?;
         let stream = dial(&peer.address, &self.0.connector, &server_name(target)).await?;
-        let mut once = Some(stream);
-        let connect = tower::service_fn(move |_| {
-            let stream = once.take().ok_or_else(|| io::Error::other("dialled once"));
-            std::future::ready(stream)
-        });
-        let channel = endpoint().connect_with_connector(connect).await.map_err(io::Error::other)?;
+        let channel = over(stream).await?;
         let introduction = &self.0.introduction;
         let request = proto::AttendRequest {
             envelope: Some(self.envelope(target, &peer.incarnation)),
@@ -226,6 +221,34 @@ impl Net {
         let opened = opened.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
         Ok(opened.map_err(io::Error::other)?.into_inner())
     }
+
+    /// Connects to `member` at its own address, over a connection of its own.
+    pub(crate) async fn reach(&self, member: &Member) -> io::Result<Channel> {
+        over(dial(&member.address, &self.0.connector, &server_name(member.id)).await?).await
+    }
+
+    /// Asks `member` over a channel of [`Net::reach`] whether it is there.
+    pub(crate) async fn look(&self, channel: Channel, member: &Member) -> io::Result<proto::LookReply> {
+        let request = proto::LookRequest { envelope: Some(self.envelope(member.id, &member.incarnation)) };
+        let looked =
+            tokio::time::timeout(CONNECT, async move { RaftClient::new(channel).look(request).await });
+        match looked.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? {
+            Ok(reply) => Ok(reply.into_inner()),
+            // A version before this question: it is there, and that is all it can say.
+            Err(status) if status.code() == Code::Unimplemented => Ok(proto::LookReply::default()),
+            Err(status) => Err(io::Error::other(status.message().to_owned())),
+        }
+    }
+}
+
+/// A channel over one connection that stands; it is never dialled again.
+async fn over(stream: TokioIo<tokio_rustls::client::TlsStream<TcpStream>>) -> io::Result<Channel> {
+    let mut once = Some(stream);
+    let connect = tower::service_fn(move |_| {
+        let stream = once.take().ok_or_else(|| io::Error::other("dialled once"));
+        std::future::ready(stream)
+    });
+    endpoint().connect_with_connector(connect).await.map_err(io::Error::other)
 }
 
 impl RaftNetworkFactory<Types> for Net {

@@ -268,6 +268,12 @@ impl Service for Members {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
+    async fn look(&self, request: Request<proto::LookRequest>) -> Result<Response<proto::LookReply>, Status> {
+        self.admit(&request, request.get_ref().envelope.as_ref())?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(proto::LookReply { at_ms: clock::now().0, version }))
+    }
+
     async fn append(
         &self,
         request: Request<proto::AppendRequest>,

@@ -7,6 +7,7 @@ use quire_coordinator::rows;
 use quire_coordinator::settings::{self, BadSettings, Settings};
 use quire_coordinator::tables::Fault;
 use quire_proto::store::PutSettings;
+use zeroize::Zeroizing;
 
 use super::{Cluster, Keys};
 
@@ -88,6 +89,25 @@ impl Cluster {
         }
         Ok((PutSettings { toml, by: by.to_owned(), hide, expire_after_ms, sweep_again }, changes))
     }
+}
+
+/// Every secret of settings whose own are sealed: so that they can be kept out of what is shown. Those that do not open
+/// are nobody's.
+pub(crate) fn secrets(keys: &Keys, toml: &str) -> Vec<Zeroizing<String>> {
+    let mut found = Vec::new();
+    // Left as it is: only what passes by is of interest.
+    let _ = settings::open_secrets(toml, &mut |path, sealed| {
+        let clear = open(keys, path, sealed)?;
+        found.push(Zeroizing::new(clear));
+        Some(sealed.to_owned())
+    });
+    found
+}
+
+/// Settings as a node keeps them, opened; `None` where they cannot be.
+pub(crate) fn open_settings(keys: &Keys, toml: &str) -> Option<Settings> {
+    let clear = settings::open_secrets(toml, &mut |path, sealed| open(keys, path, sealed)).ok()?;
+    Settings::parse(&clear).ok()
 }
 
 /// A secret is bound to its kind, not to its place: entries may move up and down in the file.

@@ -34,7 +34,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ENVIRONMENT: [&str; 5] =
     ["LOCK:", "No space left", "Permission denied", "Too many open files", "Cannot allocate memory"];
 
-fn owner(card: &Card) -> String {
+/// How a database names the node that it is of.
+pub(crate) fn owner(card: &Card) -> String {
     format!("cluster {} node {} incarnation {}", card.cluster_id, card.id, card.incarnation)
 }
 

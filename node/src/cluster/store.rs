@@ -88,6 +88,18 @@ impl Store {
         Ok(Store { db: Arc::new(db) })
     }
 
+    /// Opens the database of a node that does not run, for reading alone: nothing is locked, made or written.
+    pub(crate) fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let mut options = Options::default();
+        options.set_paranoid_checks(true);
+        options.set_max_open_files(256);
+        let families = [META, LOG, STATE[0], STATE[1], SPOOL]
+            .map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
+        let db = DB::open_cf_descriptors_read_only(&options, path, families, false)
+            .map_err(|reason| StoreError::new("open the database to read it", reason))?;
+        Ok(Store { db: Arc::new(db) })
+    }
+
     pub(crate) fn db(&self) -> &DB {
         &self.db
     }

@@ -21,14 +21,13 @@ use quire_proto::id::NodeId;
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Ask, CreateApiToken, RemoveMember, UnitRow, UpdateMember};
-use ring::digest::{SHA256, digest};
+use quire_proto::store::{Ask, RemoveMember, UnitRow, UpdateMember};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::api::problem;
-use super::{Site, devices, explain, facts, rescue, scripts, segments};
+use super::{Site, bundle, devices, explain, facts, rescue, scripts, segments, tokens};
 use crate::cluster::ProposeError;
 
 /// The socket's name in the data directory.
@@ -60,8 +59,6 @@ pub(super) fn bind(path: &FilePath) -> anyhow::Result<UnixListener> {
 
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new()
-        .route("/control/token", post(create_token))
-        .route("/control/api-token", post(create_api_token))
         .route("/control/settings", get(show_settings).post(apply_settings))
         .route("/control/settings/validate", post(validate_settings))
         .route("/control/members/{name}/{verb}", post(member_verb))
@@ -73,9 +70,12 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/control/explain/{address}", get(explain::explain))
         .route("/control/recover", post(rescue::recover))
         .route("/control/backup", post(rescue::backup))
+        .route("/control/doctor", get(doctor))
+        .route("/control/bundle", post(bundle::serve))
         .route("/control/scripts", get(scripts::list).post(scripts::put))
         .route("/control/scripts/{name}/remove", post(scripts::remove))
         .merge(devices::changes())
+        .merge(tokens::routes())
 }
 
 /// What a handler could not do: the status and the reason.
@@ -114,36 +114,6 @@ pub(super) fn bad(why: impl Into<String>) -> Trouble {
 }
 
 pub(super) type Done = Result<Json<Value>, Trouble>;
-
-#[derive(Deserialize)]
-struct TokenOptions {
-    ttl_ms: u64,
-}
-
-async fn create_token(State(site): State<Arc<Site>>, Json(options): Json<TokenOptions>) -> Done {
-    let token = site.cluster.create_token(Duration::from_millis(options.ttl_ms), BY).await?;
-    Ok(Json(json!({ "token": token })))
-}
-
-#[derive(Deserialize)]
-struct ApiTokenOptions {
-    role: String,
-}
-
-async fn create_api_token(State(site): State<Arc<Site>>, Json(options): Json<ApiTokenOptions>) -> Done {
-    let mut random = [0u8; 38];
-    getrandom::fill(&mut random).map_err(|error| bad(format!("draw random numbers: {error}")))?;
-    let id = data_encoding::BASE32_NOPAD.encode(&random[..6]).to_lowercase();
-    let secret = data_encoding::BASE64URL_NOPAD.encode(&random[6..]);
-    let command = CreateApiToken {
-        id: id.clone(),
-        secret_sha256: digest(&SHA256, secret.as_bytes()).as_ref().to_vec().into(),
-        role: options.role,
-        by: BY.to_owned(),
-    };
-    site.cluster.propose(Kind::CreateApiToken(command), PATIENCE).await?;
-    Ok(Json(json!({ "token": format!("{id}.{secret}") })))
-}
 
 async fn show_settings(State(site): State<Arc<Site>>) -> Result<String, Trouble> {
     let meta = rows::meta(&site.cluster.view())?;
@@ -214,6 +184,11 @@ async fn draining(site: &Site, id: NodeId, draining: bool) -> Result<(), Trouble
     let update = UpdateMember { id: id.0, draining: Some(draining), ..UpdateMember::default() };
     site.cluster.propose(Kind::UpdateMember(update), PATIENCE).await?;
     Ok(())
+}
+
+/// What is wrong here; as many seconds as the slowest of what is looked at.
+async fn doctor(State(site): State<Arc<Site>>) -> Json<Value> {
+    Json(json!(site.patient.examine().await))
 }
 
 #[derive(Deserialize)]

@@ -114,7 +114,7 @@ fn decisions(tables: &crate::cluster::View) -> Result<Vec<Value>, Fault> {
     Ok(rows.into_iter().map(line).collect())
 }
 
-fn event(row: &EventRow, names: &facts::Names) -> Value {
+pub(super) fn event(row: &EventRow, names: &facts::Names) -> Value {
     let mut line = json!({ "at": time(row.at_ms), "device": row.device, "kind": row.kind, "what": row.what });
     let known = [
         ("field", (!row.field.is_empty()).then(|| json!(row.field))),

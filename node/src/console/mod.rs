@@ -4,6 +4,7 @@
 //! Architecture Invariant: nothing here writes tables or talks to devices; it proposes commands.
 
 mod api;
+pub(crate) mod bundle;
 mod control;
 mod devices;
 mod explain;
@@ -14,6 +15,7 @@ mod pages;
 mod rescue;
 mod scripts;
 mod segments;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::device::script::Scripts;
+use crate::doctor::Patient;
 use crate::snmp::Snmp;
 
 pub(crate) use control::{Enroll, SOCKET};
@@ -36,6 +39,8 @@ pub(crate) struct Site {
     pub(crate) scripts: Scripts,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) enroll: Enroll,
+    /// What `doctor` looks at.
+    pub(crate) patient: Patient,
     /// True where the console listens on loopback only, so that pages need no login.
     pub(crate) open: bool,
     pub(crate) stop: CancellationToken,

@@ -18,7 +18,7 @@ use super::Site;
 use super::control::{Done, bad};
 
 /// Pieces of a backup that wait to be taken: four of at most [`PIECE`].
-const PIECES: usize = 4;
+pub(super) const PIECES: usize = 4;
 /// Octets of a piece.
 const PIECE: usize = 1 << 20;
 
@@ -42,7 +42,7 @@ pub(super) struct BackupOptions {
 pub(super) async fn backup(State(site): State<Arc<Site>>, Json(options): Json<BackupOptions>) -> Response {
     let (pieces, taken) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
-        let mut out = Pieces { pieces, filling: Vec::with_capacity(PIECE) };
+        let mut out = Pieces::new(pieces);
         let passphrase = options.passphrase.as_ref().map(|text| text.as_str());
         if let Err(error) = site.cluster.backup(passphrase, &mut out) {
             tracing::warn!(%error, "write a backup");
@@ -54,9 +54,15 @@ pub(super) async fn backup(State(site): State<Arc<Site>>, Json(options): Json<Ba
 }
 
 /// Gathers what is written into pieces for a stream.
-struct Pieces {
+pub(super) struct Pieces {
     pieces: mpsc::Sender<io::Result<Bytes>>,
     filling: Vec<u8>,
+}
+
+impl Pieces {
+    pub(super) fn new(pieces: mpsc::Sender<io::Result<Bytes>>) -> Pieces {
+        Pieces { pieces, filling: Vec::with_capacity(PIECE) }
+    }
 }
 
 impl io::Write for Pieces {

@@ -167,6 +167,24 @@ impl Browser {
         outcome
     }
 
+    /// Starts the browser, unless it runs, and answers its version. No page is opened.
+    ///
+    /// # Errors
+    /// See [`BrowserMiss`].
+    pub async fn probe(&self) -> Result<String, BrowserMiss> {
+        let inner = self.0.as_ref().ok_or(BrowserMiss::Off)?;
+        // Never closed.
+        let _place = inner.pages.acquire().await.map_err(|_| BrowserMiss::Off)?;
+        let running = inner.running().await?;
+        let before = inner.shown.fetch_add(1, Ordering::Relaxed);
+        Self::end_when_idle(Arc::clone(inner), before + 1);
+        match tokio::time::timeout(CLOSING, running.cdp.version()).await {
+            Ok(Ok(version)) => Ok(version.product),
+            Ok(Err(error)) => Err(BrowserMiss::Broken(format!("ask for its version: {error}"))),
+            Err(_) => Err(BrowserMiss::Broken("it does not answer".to_owned())),
+        }
+    }
+
     /// Ends the browser, if it runs.
     pub async fn close(&self) {
         let Some(inner) = &self.0 else { return };

@@ -7,20 +7,23 @@
 //! Architecture Invariant: without a claim in force there is no connection; when the claim goes, the
 //! connection goes first.
 
+mod bundle;
 mod enroll;
 mod session;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use quire_coordinator::backoff::Backoff;
 use quire_coordinator::rows;
 use quire_proto::id::Epoch;
 use quire_proto::store::{Enroll, Link, Meta};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -41,12 +44,16 @@ const DIAL: Duration = Duration::from_secs(5);
 /// Between two looks for an enrolment that is not there yet.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Makes a support bundle, and gives it in pieces. Done by `console`, which this room does not know.
+pub(crate) type Bundler = Box<dyn Fn() -> mpsc::Receiver<io::Result<Bytes>> + Send + Sync>;
+
 /// The upstream task of one node; idle while another leads.
 pub(crate) struct Upstream {
     cluster: Cluster,
     scripts: Scripts,
     held: watch::Receiver<Option<Epoch>>,
     link: watch::Sender<Link>,
+    bundler: Arc<Bundler>,
     backoff: Backoff,
 }
 
@@ -57,24 +64,26 @@ impl Upstream {
         scripts: Scripts,
         held: watch::Receiver<Option<Epoch>>,
         link: watch::Sender<Link>,
+        bundler: Bundler,
     ) -> Self {
         let backoff = Backoff::new(250, 30_000);
-        Upstream { cluster, scripts, held, link, backoff }
+        Upstream { cluster, scripts, held, link, bundler: Arc::new(bundler), backoff }
     }
 
     /// Works until told to stop.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let tools = Tools { cluster: self.cluster, scripts: self.scripts, bundler: self.bundler };
         loop {
             let held = *self.held.borrow_and_update();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 // A lost or renewed claim drops whatever was going on, the connection included.
                 changed = self.held.changed() => changed.context("follow the claim")?,
-                pause = hold(&self.cluster, &self.scripts, held, &self.link, &mut self.backoff) => {
+                pause = hold(&tools, held, &self.link, &mut self.backoff) => {
                     tokio::select! {
                         () = stop.cancelled() => return Ok(()),
                         changed = self.held.changed() => changed.context("follow the claim")?,
-                        () = tokio::time::sleep(pause) => {}
+                        () = rest(&tools.cluster, pause) => {}
                     }
                 }
             }
@@ -82,15 +91,35 @@ impl Upstream {
     }
 }
 
+/// Waits until the next link is due: for so long, or until an operator wants it otherwise.
+async fn rest(cluster: &Cluster, pause: Duration) {
+    let wanted = || {
+        let check_in = cluster.settings().ok().flatten().map(|settings| settings.upstream.check_in_ms);
+        (session::mode(cluster), check_in)
+    };
+    let (before, until) = (wanted(), tokio::time::Instant::now() + pause);
+    while tokio::time::Instant::now() < until && wanted() == before {
+        tokio::time::sleep(LOOK.min(until.saturating_duration_since(tokio::time::Instant::now()))).await;
+    }
+}
+
+/// What a stream works with; clones share it.
+#[derive(Clone)]
+struct Tools {
+    cluster: Cluster,
+    scripts: Scripts,
+    bundler: Arc<Bundler>,
+}
+
 /// Holds the link under a claim until it ends; answers how long to wait before the next.
 async fn hold(
-    cluster: &Cluster,
-    scripts: &Scripts,
+    tools: &Tools,
     held: Option<Epoch>,
     link: &watch::Sender<Link>,
     backoff: &mut Backoff,
 ) -> Duration {
     let Some(epoch) = held else { return std::future::pending().await };
+    let cluster = &tools.cluster;
     let tell = |state: &str, mode: &str, detail: String| {
         let now = Link { state: state.to_owned(), mode: mode.to_owned(), detail };
         link.send_if_modified(|before| {
@@ -116,7 +145,7 @@ async fn hold(
         tell("connecting", mode.as_str(), String::new());
     }
     let connected = || tell("connected", mode.as_str(), String::new());
-    let session = Session::new(cluster.clone(), scripts.clone(), epoch, mode);
+    let session = Session::new(tools.clone(), epoch, mode);
     match run_session(session, &enroll, identity, connected).await {
         Ok(Ended::CheckedIn { next }) => {
             backoff.reset();

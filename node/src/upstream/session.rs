@@ -1,5 +1,6 @@
 //! One stream to the Web Admin, from hello to its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -27,10 +28,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::wire;
+use super::bundle::Bundles;
+use super::{Tools, wire};
 use crate::clock;
 use crate::cluster::Cluster;
-use crate::device::script::{self, Scripts};
+use crate::device::script;
 
 /// Messages on their way out: the window of four batches, and as many small ones.
 const OUTWARD: usize = 16;
@@ -88,7 +90,7 @@ pub(super) fn mode(cluster: &Cluster) -> UpstreamMode {
 /// One stream.
 pub(super) struct Session {
     cluster: Cluster,
-    scripts: Scripts,
+    tools: Tools,
     epoch: Epoch,
     mode: UpstreamMode,
 }
@@ -103,11 +105,13 @@ struct Welcomed {
     said: Option<(CheckIn, std::time::Instant)>,
     /// Members whose certificates were asked for last, and when.
     signing: Option<(Vec<u64>, std::time::Instant)>,
+    /// Support bundles that jobs want.
+    bundles: Bundles,
 }
 
 impl Session {
-    pub(super) fn new(cluster: Cluster, scripts: Scripts, epoch: Epoch, mode: UpstreamMode) -> Self {
-        Session { cluster, scripts, epoch, mode }
+    pub(super) fn new(tools: Tools, epoch: Epoch, mode: UpstreamMode) -> Self {
+        Session { cluster: tools.cluster.clone(), tools, epoch, mode }
     }
 
     /// Runs the stream until it ends; `connected` is called when the server has welcomed it.
@@ -150,7 +154,9 @@ impl Session {
         }
         tracing::info!(epoch = %self.epoch, through, "upstream link");
         connected();
-        Welcomed { session: self, up, window, quiet_since: clock::steady(), said: None, signing: None }
+        let bundles = Bundles::new(Arc::clone(&self.tools.bundler));
+        let quiet_since = clock::steady();
+        Welcomed { session: self, up, window, quiet_since, said: None, signing: None, bundles }
             .talk(&mut down)
             .await
     }
@@ -180,6 +186,10 @@ impl Welcomed {
                     // The connection lives and the server behind it does not.
                     return Ok(Ended::Lost);
                 },
+                step = self.bundles.next() => {
+                    self.quiet_since = clock::steady();
+                    self.send(step).await?;
+                }
                 _ = sign.tick() => self.ask_for_certificates().await?,
                 _ = alive.tick() => self.check_in().await?,
             }
@@ -222,7 +232,7 @@ impl Welcomed {
             self.send(Up::Goodbye(Goodbye {})).await?;
             return Ok(Some(Ended::ModeChanged));
         }
-        let quiet = clock::steady().duration_since(self.quiet_since) > LINGER;
+        let quiet = clock::steady().duration_since(self.quiet_since) > LINGER && self.bundles.is_idle();
         if now == UpstreamMode::Normal && quiet && self.window.pending() == 0 {
             self.send(Up::Goodbye(Goodbye {})).await?;
             let every = self
@@ -259,8 +269,14 @@ impl Welcomed {
             }
             Some(Down::Job(job)) => {
                 self.quiet_since = clock::steady();
+                let (id, wants_bundle) = (job.id.clone(), matches!(job.what, Some(JobWhat::Bundle(_))));
                 let result = self.session.work(job).await;
-                self.send(Up::JobResult(result)).await?;
+                // Then the bundle is the answer.
+                if !(wants_bundle && result.ok) {
+                    self.send(Up::JobResult(result)).await?;
+                } else if let Err(result) = self.bundles.add(id) {
+                    self.send(Up::JobResult(result)).await?;
+                }
             }
             Some(Down::Refused(refused)) => return Ok(Some(Ended::Refused(refused.reason))),
             // A second welcome, or a message of a newer version.
@@ -298,20 +314,22 @@ impl Welcomed {
         let tables = self.session.cluster.view();
         let meta = rows::meta(&tables)?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let nodes: Vec<u64> = rows::members(&tables)?.into_iter().map(|member| member.id).collect();
         let now = CheckIn {
             at_ms: clock::now().0,
-            members: count(rows::members(&tables)?.len()),
+            members: count(nodes.len()),
             alive: count(meta.heard.len()),
             devices: meta.devices,
             units: rows::units(&tables)?.len() as u64,
             pending: meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked),
+            nodes,
         };
-        let told = |said: &CheckIn| (said.members, said.alive, said.devices, said.units);
+        let told = |said: &CheckIn| (said.nodes.clone(), said.alive, said.devices, said.units);
         let news = self.said.as_ref().is_none_or(|(said, at)| {
             told(said) != told(&now) || clock::steady().duration_since(*at) >= ALIVE_EVERY
         });
         if news {
-            self.send(Up::CheckIn(now)).await?;
+            self.send(Up::CheckIn(now.clone())).await?;
             self.said = Some((now, clock::steady()));
         }
         Ok(())
@@ -358,6 +376,7 @@ impl Session {
             Some(JobWhat::ReadDevice(device)) => {
                 Kind::Ask(Ask { by, what: Some(AskWhat::ReadDevice(device)) })
             }
+            Some(JobWhat::Bundle(_)) => Kind::Ask(Ask { by, what: Some(AskWhat::Bundle(true)) }),
             Some(JobWhat::ServiceMode(on)) => {
                 let mode = if on { UpstreamMode::Service } else { UpstreamMode::Normal };
                 Kind::SetUpstreamMode(SetUpstreamMode { mode: mode.as_str().to_owned(), by })
@@ -371,7 +390,7 @@ impl Session {
                     Ok(committed) => committed,
                     Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
                 };
-                match script::accept(&self.scripts, &committed, source, &by, false).await {
+                match script::accept(&self.tools.scripts, &committed, source, &by, false).await {
                     Ok((command, _)) => Kind::PutScript(command),
                     Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
                 }
