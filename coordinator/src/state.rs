@@ -19,7 +19,7 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed,
+    alert, backlog, coverage, expiry, found, index as places, jobs, record, recover, review, script, typed,
 };
 
 /// Applies the log entry at `index`.
@@ -68,6 +68,8 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::DecideIdentity(decide)) => review::decide(tables, index, at_ms, decide)?,
         Some(Kind::SetDevice(set)) => typed::set(tables, index, at_ms, set)?,
         Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
+        Some(Kind::Alert(alert)) => alert::apply(tables, index, at_ms, alert)?,
+        Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
         // Written by a newer version: features wait until every node has them, so this cannot matter.
         None => refuse("this version does not know the command"),
     })
@@ -294,6 +296,7 @@ fn ack(tables: &mut Overlay<'_>, ack: &Ack) -> Result<Answer, Fault> {
 fn enroll(tables: &mut Overlay<'_>, index: u64, at_ms: u64, enroll: &Enroll) -> Result<Answer, Fault> {
     let mut meta = rows::meta(tables)?;
     meta.upstream = Some(Enroll { identities: Vec::new(), ..enroll.clone() });
+    alert::tell_all(tables, &mut meta)?;
     rows::put_meta(tables, &meta);
     // Certificates of the site before are worth nothing at this one.
     for mut member in rows::members(tables)? {

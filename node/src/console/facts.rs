@@ -17,9 +17,6 @@ use crate::clock;
 use crate::cluster::{Cluster, Role, Standing};
 use crate::device::{Place, device_json};
 
-/// Misses in a row before a device counts as offline; one miss never does.
-const OFFLINE_AFTER: u32 = 2;
-
 /// Names by node id.
 pub(crate) type Names = BTreeMap<u64, String>;
 
@@ -247,7 +244,7 @@ pub(crate) fn one_device(tables: &impl Read, id: &str) -> Result<Option<Value>, 
 
 fn device_row(row: &DeviceRow, names: &Names) -> Value {
     let mut reading = convert::decode(&row.reading).unwrap_or_default();
-    if row.misses >= OFFLINE_AFTER {
+    if row.misses >= rows::OFFLINE_AFTER {
         reading.status = Some(Status::Offline);
     }
     super::devices::overlay_typed(row, &mut reading);
