@@ -18,6 +18,8 @@ use quire_proto::id::Millis;
 use quire_proto::store::AlertRow;
 
 pub(crate) use apply::{apply, tell_all, told};
+#[cfg(test)]
+pub(crate) use apply::MOST;
 pub use condition::{Condition, Mistake};
 pub use field::{Field, Scope, Value};
 pub use judge::{Judge, Verdict, Watch};
@@ -56,8 +58,8 @@ pub fn row(tables: &(impl Read + ?Sized), subject: &str, rule: &str) -> Result<O
 
 /// From when on a target may be told how the alert is now; `None` while it is owed nothing.
 ///
-/// Who was told the same state is not told again, whatever came in between. A target that the rule did not name when the
-/// alert was cleared is told of open ones only.
+/// Told is who was told of the last change, whatever the state before was: of an earlier one nobody knows whether it
+/// arrived. A target that the rule did not name when the alert was raised is told of open ones only.
 pub fn owed(row: &AlertRow, target: &str) -> Option<Millis> {
     let Some(told) = row.deliveries.iter().find(|delivery| delivery.target == target) else {
         return row.open.then_some(Millis(row.changed_at_ms));
@@ -65,8 +67,7 @@ pub fn owed(row: &AlertRow, target: &str) -> Option<Millis> {
     if told.serial == 0 {
         return Some(Millis(row.changed_at_ms));
     }
-    let same = told.serial == row.serial || told.raised == row.open;
-    (!same).then(|| Millis(told.at_ms.saturating_add(pause_ms(row.changes))))
+    (told.serial < row.serial).then(|| Millis(told.at_ms.saturating_add(pause_ms(row.changes))))
 }
 
 fn pause_ms(changes: u32) -> u64 {
@@ -80,7 +81,3 @@ fn pause_ms(changes: u32) -> u64 {
 pub fn notification_id(row: &AlertRow) -> String {
     format!("{}-{}", row.id, row.serial)
 }
-
-#[cfg(test)]
-#[path = "alert/tests.rs"]
-mod tests;

@@ -453,3 +453,7 @@ mod tests;
 #[cfg(test)]
 #[path = "devices_tests.rs"]
 mod devices_tests;
+
+#[cfg(test)]
+#[path = "alert/tests.rs"]
+mod alert_tests;

@@ -10,7 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["clock", "dice", "tls", "telemetry"],
     &["snmp", "cluster", "routes"],
     &["device"],
-    &["collector", "leader", "upstream", "discovery", "console"],
+    &["collector", "leader", "upstream", "discovery", "console", "alerts"],
     &["config", "cli", "fuzz", "lib", "main"],
 ];
 

@@ -16,7 +16,7 @@ use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table, after};
 use crate::{backlog, rows};
 
 /// Rows at most, of some 500 octets: 10 MB.
-const MOST: u64 = 20_000;
+pub(crate) const MOST: u64 = 20_000;
 /// Cleared ones are shown for a week.
 const KEEP_MS: u64 = 7 * rows::DAY_MS;
 /// Cleared ones looked at with each command.

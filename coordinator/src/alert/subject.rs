@@ -11,7 +11,7 @@ use crate::rows::OFFLINE_AFTER;
 
 /// A device with what its latest reading says.
 #[derive(Clone, Debug)]
-pub struct Device<'a> {
+pub(super) struct Device<'a> {
     pub(super) row: &'a DeviceRow,
     pub(super) reading: &'a Reading,
     /// The name of the node that read it.
@@ -22,7 +22,7 @@ pub struct Device<'a> {
 
 /// One thing that a rule looks at.
 #[derive(Clone, Copy, Debug)]
-pub enum Subject<'a> {
+pub(super) enum Subject<'a> {
     /// A device.
     Device(&'a Device<'a>),
     /// One of its supplies.
@@ -75,7 +75,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The value of a field; unknown where the subject is of another kind.
-    pub fn value(&self, field: Field) -> Value<'a> {
+    pub(super) fn value(&self, field: Field) -> Value<'a> {
         match (self, field) {
             (Subject::Device(device) | Subject::Supply(device, _), Field::Device(field)) => device.value(field),
             (Subject::Supply(_, supply), Field::Supply(field)) => of_its_supply(supply, field),

@@ -71,6 +71,7 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     let unassigned = units.iter().filter(|unit| unit.node == 0).count();
     put(&mut object, "unassigned", json!(unassigned));
     put(&mut object, "devices", json!(meta.devices.saturating_sub(meta.expired)));
+    put(&mut object, "alerts", json!(meta.alerts_open));
     put(&mut object, "plan_epoch", json!(meta.plan_epoch));
     let schedule = cluster.settings().ok().flatten().map(|settings| settings.discovery.schedule.clone());
     let (schedule, now) = (schedule.unwrap_or_default(), clock::now());
