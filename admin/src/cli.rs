@@ -57,7 +57,7 @@ enum Command {
     Devices(List),
     /// List readings, each once, in the order of their arrival
     Readings(List),
-    /// List alerts (sites of this version report none yet)
+    /// List alerts that sites report, open ones first
     Alerts(List),
     /// List the live streams, one a site
     Links(List),
@@ -223,11 +223,12 @@ async fn run(command: &Command, dir: &Path) -> anyhow::Result<()> {
             let jobs = store.jobs(list.site.as_deref()).await?;
             print(list.format, JOBS, &jobs)
         }
-        // Nothing fills these tables yet, so there is nothing to read: the listings are empty, not wrong.
         Command::Alerts(list) => {
-            check_site(&open(dir).await?, list).await?;
-            print::<serde_json::Value>(list.format, ALERTS, &[])
+            let store = open(dir).await?;
+            check_site(&store, list).await?;
+            print(list.format, ALERTS, &store.alerts(list.site.as_deref(), -1, 0).await?)
         }
+        // Nothing fills this table yet, so there is nothing to read: the listing is empty, not wrong.
         Command::Bundles(list) => {
             check_site(&open(dir).await?, list).await?;
             print::<serde_json::Value>(list.format, BUNDLES, &[])
@@ -429,6 +430,9 @@ const ALERTS: &[Column] = &[
     ("NAME", "/name"),
     ("STATE", "/state"),
     ("RAISED", "/raised_at"),
+    ("CLEARED", "/cleared_at"),
+    ("WHAT", "/what"),
+    ("ID", "/id"),
 ];
 const BUNDLES: &[Column] =
     &[("SITE", "/site"), ("NAME", "/name"), ("OCTETS", "/octets"), ("RECEIVED", "/received_at")];

@@ -17,9 +17,9 @@ mod subject;
 use quire_proto::id::Millis;
 use quire_proto::store::AlertRow;
 
-pub(crate) use apply::{apply, tell_all, told};
 #[cfg(test)]
 pub(crate) use apply::MOST;
+pub(crate) use apply::{apply, tell_all, told};
 pub use condition::{Condition, Mistake};
 pub use field::{Field, Scope, Value};
 pub use judge::{Judge, Verdict, Watch};

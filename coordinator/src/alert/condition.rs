@@ -86,13 +86,19 @@ impl Condition {
     /// Names the place, what is wrong there, and what to write.
     pub fn parse(text: &str) -> Result<Condition, Mistake> {
         if text.chars().count() > LONGEST {
-            return Err(Mistake { at: LONGEST, what: format!("a condition has {LONGEST} characters at most") });
+            return Err(Mistake {
+                at: LONGEST,
+                what: format!("a condition has {LONGEST} characters at most"),
+            });
         }
         let mut parser = Parser { tokens: tokens(text)?, next: 0, end: text.chars().count() + 1, depth: 0 };
         let mut found = Vec::new();
         let expr = parser.any(&mut found)?;
         if let Some((at, token)) = parser.tokens.get(parser.next) {
-            return Err(Mistake { at: *at, what: format!("{token} is not expected here: join conditions by && or ||") });
+            return Err(Mistake {
+                at: *at,
+                what: format!("{token} is not expected here: join conditions by && or ||"),
+            });
         }
         let (mut scope, mut fields): (Option<(Scope, Field)>, Vec<Field>) = (None, Vec::new());
         for (at, field) in found {
@@ -198,7 +204,10 @@ impl Parser {
     fn one(&mut self, found: &mut Found) -> Result<Expr, Mistake> {
         let at = self.at();
         if self.depth >= DEEPEST {
-            return Err(Mistake { at, what: format!("more than {DEEPEST} parentheses and `!` within each other") });
+            return Err(Mistake {
+                at,
+                what: format!("more than {DEEPEST} parentheses and `!` within each other"),
+            });
         }
         self.depth += 1;
         let expr = if self.sign("!") {
@@ -206,7 +215,10 @@ impl Parser {
         } else if self.sign("(") {
             let inner = self.any(found)?;
             if !self.sign(")") {
-                return Err(Mistake { at: self.at(), what: "the parenthesis is not closed: write )".to_owned() });
+                return Err(Mistake {
+                    at: self.at(),
+                    what: "the parenthesis is not closed: write )".to_owned(),
+                });
             }
             inner
         } else {
@@ -279,7 +291,8 @@ fn alone(at: usize, operand: Operand) -> Result<Expr, Mistake> {
     match operand {
         Operand::Field(field) if field.kind() == Kind::Truth => Ok(Expr::Is(field)),
         Operand::Field(field) => {
-            let what = format!("`{}` is compared with nothing: it is {}", field.name(), field.kind().described());
+            let what =
+                format!("`{}` is compared with nothing: it is {}", field.name(), field.kind().described());
             Err(Mistake { at, what })
         }
         Operand::Truth(_) | Operand::Number(_) | Operand::Span(_) | Operand::Text(_) => {
@@ -311,7 +324,9 @@ fn checked(
         Op::Equal | Op::Unequal if kind == Kind::Words => Some(format!("is {}", kind.described())),
         Op::Equal | Op::Unequal => None,
         Op::Less | Op::AtMost | Op::More | Op::AtLeast if matches!(kind, Kind::Number | Kind::Span) => None,
-        Op::Less | Op::AtMost | Op::More | Op::AtLeast => Some("has no order: compare it by == or !=".to_owned()),
+        Op::Less | Op::AtMost | Op::More | Op::AtLeast => {
+            Some("has no order: compare it by == or !=".to_owned())
+        }
     };
     if let Some(why) = wrong {
         return Err(Mistake { at, what: format!("`{name}` {why}") });
@@ -339,7 +354,13 @@ fn judge<'v>(expr: &Expr, value: &dyn Fn(Field) -> Value<'v>) -> Option<bool> {
         Expr::All(parts) => decided(parts, value, false),
         Expr::Any(parts) => decided(parts, value, true),
         Expr::Not(inner) => judge(inner, value).map(|truth| !truth),
-        Expr::Is(field) => if let Value::Truth(truth) = value(*field) { Some(truth) } else { None },
+        Expr::Is(field) => {
+            if let Value::Truth(truth) = value(*field) {
+                Some(truth)
+            } else {
+                None
+            }
+        }
         Expr::Compare(field, op, with) => {
             let with = match with {
                 Operand::Field(other) => value(*other),

@@ -86,7 +86,10 @@ fn what_is_not_known_decides_nothing() {
 fn every_mistake_names_its_place_and_the_fix() {
     for (text, wanted) in [
         ("", "character 1: ends too early: expected a field"),
-        ("supply.precent < 15", "character 1: there is no field `supply.precent`: there are supply.index, supply.name, "),
+        (
+            "supply.precent < 15",
+            "character 1: there is no field `supply.precent`: there are supply.index, supply.name, ",
+        ),
         ("supply.percent < 15 && toner", "character 24: there is no field `toner`: there are device.id, "),
         ("supply.percent = 15", "character 16: write == to compare"),
         ("supply.percent < \"15\"", "character 18: `supply.percent` is a number: write one without quotes"),
@@ -94,12 +97,24 @@ fn every_mistake_names_its_place_and_the_fix() {
         ("supply.percent < 12.5", "character 18: fractions are not known here"),
         ("supply.percent < -1", "character 18: numbers below zero"),
         ("supply.percent < 99999999999999999999", "character 18: `99999999999999999999` is too large"),
-        ("supply.kind == \"tonner\"", "character 16: `supply.kind` is never \"tonner\": it is one of toner, ink, "),
+        (
+            "supply.kind == \"tonner\"",
+            "character 16: `supply.kind` is never \"tonner\": it is one of toner, ink, ",
+        ),
         ("supply.kind < \"toner\"", "character 13: `supply.kind` has no order: compare it by == or !="),
         ("supply.kind contains \"toner\"", "character 13: `supply.kind` contains nothing: compare it by =="),
-        ("conditions == \"jammed\"", "character 12: `conditions` is a list of words: write one in quotes behind `contains`"),
-        ("conditions contains \"jam\"", "character 21: `conditions` is never \"jam\": it is one of low-paper, "),
-        ("device.silent_for > 3", "character 21: `device.silent_for` is a time: write one such as 30m, 2h or 3d"),
+        (
+            "conditions == \"jammed\"",
+            "character 12: `conditions` is a list of words: write one in quotes behind `contains`",
+        ),
+        (
+            "conditions contains \"jam\"",
+            "character 21: `conditions` is never \"jam\": it is one of low-paper, ",
+        ),
+        (
+            "device.silent_for > 3",
+            "character 21: `device.silent_for` is a time: write one such as 30m, 2h or 3d",
+        ),
         ("device.silent_for > 3 days", "character 21: `device.silent_for` is a time"),
         ("device.silent_for > 3x", "character 21: `3x` is not a duration"),
         ("supply.percent", "character 1: `supply.percent` is compared with nothing: it is a number"),
@@ -108,13 +123,19 @@ fn every_mistake_names_its_place_and_the_fix() {
         ("true", "character 1: a value says nothing alone"),
         ("(supply.percent < 15", "character 21: the parenthesis is not closed"),
         ("supply.percent < 15)", "character 20: `)` is not expected here"),
-        ("supply.percent < 15 and status == 'idle'", "character 21: `and` is not expected here: join conditions by &&"),
+        (
+            "supply.percent < 15 and status == 'idle'",
+            "character 21: `and` is not expected here: join conditions by &&",
+        ),
         ("supply.percent < 15 & status == 'idle'", "character 21: write && for and"),
         ("not node.alive", "character 1: write ! for not"),
         ("supply.name == \"Black", "character 16: the text is not closed: write \" behind it"),
         ("supply.percent < 15; true", "character 20: `;` has no meaning here"),
         ("é", "character 1: `é` has no meaning here"),
-        ("!node.alive && supply.percent < 3", "character 16: `node.alive` is told of nodes, `supply.percent` of supplies: write two rules"),
+        (
+            "!node.alive && supply.percent < 3",
+            "character 16: `node.alive` is told of nodes, `supply.percent` of supplies: write two rules",
+        ),
     ] {
         let said = mistake(text);
         assert!(said.starts_with(wanted), "{text}\n  wanted {wanted}\n  got    {said}");
@@ -132,7 +153,12 @@ fn a_chain_of_any_length_is_flat() {
 #[test]
 fn every_field_has_words_exactly_where_its_kind_says_so() {
     for field in Field::ALL {
-        assert_eq!(field.words().is_some(), matches!(field.kind(), Kind::Word | Kind::Words), "{}", field.name());
+        assert_eq!(
+            field.words().is_some(),
+            matches!(field.kind(), Kind::Word | Kind::Words),
+            "{}",
+            field.name()
+        );
         assert_eq!(Field::by_name(field.name()), Some(*field));
     }
 }

@@ -69,7 +69,9 @@ impl<'a, T: Read + ?Sized> Judge<'a, T> {
                 Scope::Device => verdicts.push(self.verdict(rule, Subject::Device(&device), &open)),
                 Scope::Supply => {
                     let supplies = reading.supplies.iter();
-                    verdicts.extend(supplies.map(|supply| self.verdict(rule, Subject::Supply(&device, supply), &open)));
+                    verdicts.extend(
+                        supplies.map(|supply| self.verdict(rule, Subject::Supply(&device, supply), &open)),
+                    );
                 }
                 Scope::Unit | Scope::Node | Scope::Cluster => {}
             }
@@ -191,14 +193,17 @@ impl<'a, T: Read + ?Sized> Judge<'a, T> {
     /// Clears what is open and was not judged: its rule is gone, or its subject unless `stays` says otherwise.
     fn leftovers(&self, verdicts: &mut Vec<Verdict>, open: &[AlertRow], stays: impl Fn(&AlertRow) -> bool) {
         for alert in open {
-            let judged = |verdict: &Verdict| verdict.change.rule == alert.rule && verdict.change.subject == alert.subject;
+            let judged = |verdict: &Verdict| {
+                verdict.change.rule == alert.rule && verdict.change.subject == alert.subject
+            };
             if verdicts.iter().any(judged) {
                 continue;
             }
             if !self.rules.iter().any(|rule| rule.name == alert.rule) {
                 verdicts.push(gone(alert, "the rule is gone"));
             } else if !stays(alert) {
-                verdicts.push(gone(alert, "what it was about is gone, or the rule is about something else now"));
+                verdicts
+                    .push(gone(alert, "what it was about is gone, or the rule is about something else now"));
             }
         }
     }

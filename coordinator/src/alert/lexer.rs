@@ -75,7 +75,10 @@ fn quoted(chars: &[char], from: usize) -> Result<(Token, usize), Mistake> {
     let length = text.chars().count();
     match chars.get(from + 1 + length) {
         Some(_) => Ok((Token::Text(text), length + 2)),
-        None => Err(Mistake { at: from + 1, what: format!("the text is not closed: write {} behind it", chars[from]) }),
+        None => Err(Mistake {
+            at: from + 1,
+            what: format!("the text is not closed: write {} behind it", chars[from]),
+        }),
     }
 }
 

@@ -77,7 +77,9 @@ impl<'a> Subject<'a> {
     /// The value of a field; unknown where the subject is of another kind.
     pub(super) fn value(&self, field: Field) -> Value<'a> {
         match (self, field) {
-            (Subject::Device(device) | Subject::Supply(device, _), Field::Device(field)) => device.value(field),
+            (Subject::Device(device) | Subject::Supply(device, _), Field::Device(field)) => {
+                device.value(field)
+            }
             (Subject::Supply(_, supply), Field::Supply(field)) => of_its_supply(supply, field),
             (Subject::Unit(unit), Field::Unit(field)) => of_unit(unit, field),
             (Subject::Node(member, meta), Field::Node(field)) => of_node(member, meta, field),
@@ -107,7 +109,9 @@ impl<'a> Device<'a> {
     /// What a human typed, else what the device says; an empty text was cleared.
     fn typed(&self, field: &str, read: &'a Option<String>) -> Value<'a> {
         let typed = self.row.typed.iter().find(|typed| typed.field == field);
-        Value::text(typed.map(|typed| typed.value.as_str()).or(read.as_deref()).filter(|text| !text.is_empty()))
+        Value::text(
+            typed.map(|typed| typed.value.as_str()).or(read.as_deref()).filter(|text| !text.is_empty()),
+        )
     }
 
     fn value(&self, field: DeviceField) -> Value<'a> {
@@ -132,10 +136,14 @@ impl<'a> Device<'a> {
             DeviceField::SilentFor => Value::Number(self.silent_ms),
             DeviceField::Status => self.status(),
             // Some devices never say what ails them; that is not the same as nothing.
-            DeviceField::Conditions if reading.conditions.is_empty() && !reading.sources.contains_key("conditions") => {
+            DeviceField::Conditions
+                if reading.conditions.is_empty() && !reading.sources.contains_key("conditions") =>
+            {
                 Value::Unknown
             }
-            DeviceField::Conditions => Value::Words(reading.conditions.iter().map(|word| word.word()).collect()),
+            DeviceField::Conditions => {
+                Value::Words(reading.conditions.iter().map(|word| word.word()).collect())
+            }
             DeviceField::Display => Value::text(reading.display.as_deref()),
             DeviceField::Total => Value::number(counters.total),
             DeviceField::Mono => Value::number(counters.mono),

@@ -8,7 +8,8 @@ use quire_proto::id::Millis;
 use quire_proto::reading::{Facts, Reading, Supply, SupplyKind, SupplyState};
 use quire_proto::store::observation::What;
 use quire_proto::store::{
-    Alert, AlertChange, AlertDelivery, AlertRow, AlertTold, AlertsTold, EventRow, Observation, OutboxEntry, Silence,
+    Alert, AlertChange, AlertDelivery, AlertRow, AlertTold, AlertsTold, EventRow, Observation, OutboxEntry,
+    Silence,
 };
 
 use super::tests::{UNIT, World};
@@ -44,7 +45,11 @@ fn read(seq: u64, host: u8, levels: &[Option<u8>]) -> Observation {
         state: SupplyState::Some,
     };
     let reading = Reading {
-        facts: Facts { model: Some("M605".into()), serial: Some(format!("CNB100{host}")), ..Facts::default() },
+        facts: Facts {
+            model: Some("M605".into()),
+            serial: Some(format!("CNB100{host}")),
+            ..Facts::default()
+        },
         supplies: levels.iter().enumerate().map(supply).collect(),
         ..Reading::default()
     };
@@ -94,7 +99,8 @@ impl World {
     }
 
     fn news(&self) -> Vec<(u64, bool)> {
-        let alerts = self.outbox().into_iter().filter_map(|entry: OutboxEntry| Some((entry.seq, entry.alert?.open)));
+        let alerts =
+            self.outbox().into_iter().filter_map(|entry: OutboxEntry| Some((entry.seq, entry.alert?.open)));
         alerts.collect()
     }
 
@@ -106,7 +112,8 @@ impl World {
             failed: failed.to_owned(),
             ..AlertDelivery::default()
         };
-        let told = AlertTold { rule: row.rule.clone(), subject: row.subject.clone(), delivery: Some(delivery) };
+        let told =
+            AlertTold { rule: row.rule.clone(), subject: row.subject.clone(), delivery: Some(delivery) };
         let told = Kind::AlertsTold(AlertsTold { claim: self.claim, told: vec![told] });
         assert!(!matches!(self.apply_at(at_ms, told), Answer::Rejected(_)));
     }
@@ -147,7 +154,10 @@ fn silence_and_the_unknown_neither_raise_nor_clear() {
     world.record(1, &[read(2, 5, &[Some(3)])]);
     world.judge(20_001, &rules);
     let device = world.devices()[0].id.clone();
-    let silent = |seq| Observation { what: Some(What::Silence(Silence { device: device.clone() })), ..read(seq, 5, &[]) };
+    let silent = |seq| Observation {
+        what: Some(What::Silence(Silence { device: device.clone() })),
+        ..read(seq, 5, &[])
+    };
     world.record(1, &[silent(3), silent(4), silent(5)]);
     world.judge(20_002, &rules);
     world.record(1, &[read(6, 5, &[None])]);
@@ -170,7 +180,10 @@ fn an_offline_device_is_offline_and_rules_out_no_other_state() {
     );
     world.record(1, &[read(1, 5, &[])]);
     let device = world.devices()[0].id.clone();
-    let silent = |seq| Observation { what: Some(What::Silence(Silence { device: device.clone() })), ..read(seq, 5, &[]) };
+    let silent = |seq| Observation {
+        what: Some(What::Silence(Silence { device: device.clone() })),
+        ..read(seq, 5, &[])
+    };
     world.record(1, &[silent(2)]);
     world.judge(20_000, &rules);
     assert!(world.alerts().is_empty(), "one miss is never offline");
@@ -189,7 +202,10 @@ fn what_is_hidden_is_alerted_on_site_alone() {
     let hidden: Vec<bool> = world.alerts().iter().map(|row| row.hidden).collect();
     assert_eq!(hidden.iter().filter(|hidden| **hidden).count(), 1);
     assert_eq!(world.news().len(), 1);
-    assert!(world.alerts().iter().all(|row| alert::owed(row, HOOK).is_some()), "people on site are told of both");
+    assert!(
+        world.alerts().iter().all(|row| alert::owed(row, HOOK).is_some()),
+        "people on site are told of both"
+    );
     world.done(Kind::Enroll(Enroll::default()));
     assert_eq!(world.news().len(), 1, "who enrols anew is told of what is open and not hidden, once");
 }
@@ -228,7 +244,9 @@ fn alerts_end_with_their_rule_their_device_and_their_supply() {
     let mut gone = world.devices().remove(0);
     gone.expired_at_ms = 1;
     let key = gone.id.clone().into_bytes();
-    world.tables.commit([(Table::Devices, key.into(), Some(prost::Message::encode_to_vec(&gone).into()))].into_iter());
+    world.tables.commit(
+        [(Table::Devices, key.into(), Some(prost::Message::encode_to_vec(&gone).into()))].into_iter(),
+    );
     world.judge(20_002, &rules);
     assert_eq!(world.alerts().iter().filter(|row| row.open).count(), 1);
     world.judge(20_003, &[]);
@@ -249,7 +267,8 @@ fn nodes_units_and_the_cluster_have_alerts_too() {
     world.done(Kind::Claim(said));
     world.grant(0);
     let mut watch = Watch::default();
-    let named = |changes: &[AlertChange]| changes.iter().map(|c| (c.rule.clone(), c.raised)).collect::<Vec<_>>();
+    let named =
+        |changes: &[AlertChange]| changes.iter().map(|c| (c.rule.clone(), c.raised)).collect::<Vec<_>>();
     let changes = look(&world.tables, &rules, &mut watch, 20_000);
     assert_eq!(named(&changes), [("node down".to_owned(), true), ("backlog".to_owned(), true)]);
     world.propose(20_000, changes);
@@ -293,7 +312,10 @@ fn what_comes_and_goes_is_one_episode_told_ever_more_rarely() {
     world.judge(later + 3_600_001, &rules);
     let again = world.alerts().remove(0);
     assert_ne!(again.id, row.id);
-    assert_eq!((again.raises, again.changes, alert::owed(&again, HOOK)), (1, 1, Some(Millis(again.changed_at_ms))));
+    assert_eq!(
+        (again.raises, again.changes, alert::owed(&again, HOOK)),
+        (1, 1, Some(Millis(again.changed_at_ms)))
+    );
 }
 
 #[test]
@@ -302,7 +324,11 @@ fn targets_are_owed_what_they_were_not_told() {
     world.record(1, &[read(1, 5, &[Some(3)])]);
     world.judge(20_000, &rules);
     let raised = world.alerts().remove(0);
-    assert_eq!(alert::owed(&raised, "mailto:new@example.org"), Some(Millis(20_000)), "who is named later, of open ones");
+    assert_eq!(
+        alert::owed(&raised, "mailto:new@example.org"),
+        Some(Millis(20_000)),
+        "who is named later, of open ones"
+    );
     world.tell(20_010, &raised, "");
     assert_eq!(alert::owed(&world.alerts()[0], HOOK), None);
     world.record(1, &[read(2, 5, &[Some(90)])]);
@@ -322,7 +348,12 @@ fn targets_are_owed_what_they_were_not_told() {
 #[test]
 fn the_table_has_a_bound_and_goes_on() {
     let mut world = World::new();
-    let raise = |n: u64| AlertChange { rule: "r".into(), subject: format!("node/{n}"), raised: true, ..AlertChange::default() };
+    let raise = |n: u64| AlertChange {
+        rule: "r".into(),
+        subject: format!("node/{n}"),
+        raised: true,
+        ..AlertChange::default()
+    };
     for some in (0..alert::MOST).collect::<Vec<_>>().chunks(1_000) {
         assert_eq!(world.propose(20_000, some.iter().map(|n| raise(*n)).collect()), Answer::Done(true));
     }

@@ -126,10 +126,14 @@ fn notify(text: &str) -> Result<Notify, &'static str> {
         return Ok(Notify::Upstream);
     }
     if let Some(address) = text.strip_prefix("mailto:") {
-        return mailbox(address).map(Notify::Mail).map_err(|_| "is no mail address: write \"mailto:NAME@HOST\"");
+        return mailbox(address)
+            .map(Notify::Mail)
+            .map_err(|_| "is no mail address: write \"mailto:NAME@HOST\"");
     }
     let Some(url) = text.strip_prefix("webhook:") else {
-        return Err("nobody to notify: write \"upstream\", \"webhook:https://HOST/PATH\" or \"mailto:NAME@HOST\"");
+        return Err(
+            "nobody to notify: write \"upstream\", \"webhook:https://HOST/PATH\" or \"mailto:NAME@HOST\"",
+        );
     };
     let (plain, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
         (Some(rest), _) => (false, rest),
@@ -161,7 +165,9 @@ fn is_loopback(host: &str) -> bool {
 }
 
 fn mailbox(text: &str) -> Result<String, String> {
-    let fine = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic() && !"<>,;:\"@\\()[]".contains(c));
+    let fine = |part: &str| {
+        !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic() && !"<>,;:\"@\\()[]".contains(c))
+    };
     match text.split_once('@') {
         Some((user, host)) if text.len() <= 254 && fine(user) && fine(host) => Ok(text.to_owned()),
         _ => Err(format!("`{text}` is no mail address: write NAME@HOST")),
@@ -197,14 +203,20 @@ pub(super) fn mail(mut form: Form<'_>) -> Option<Mail> {
 
 /// `smtps://HOST[:465]`, or `smtp://HOST[:587]` with STARTTLS; on this very machine `smtp://` is without.
 fn relay_of(text: &str) -> Result<(MailTls, String, u16), String> {
-    let bad = || format!("`{text}` is no relay: write smtps://HOST, or smtp://HOST for STARTTLS, each perhaps with :PORT");
+    let bad = || {
+        format!(
+            "`{text}` is no relay: write smtps://HOST, or smtp://HOST for STARTTLS, each perhaps with :PORT"
+        )
+    };
     let (mut tls, rest, usual) = match (text.strip_prefix("smtps://"), text.strip_prefix("smtp://")) {
         (Some(rest), _) => (MailTls::Implicit, rest, 465),
         (None, Some(rest)) => (MailTls::Start, rest, 587),
         (None, None) => return Err(bad()),
     };
     let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !host.ends_with(':') && !port.contains(']') => (host, port.parse().map_err(|_| bad())?),
+        Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
+            (host, port.parse().map_err(|_| bad())?)
+        }
         _ => (rest, usual),
     };
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '[' | ']' | ':');
@@ -253,16 +265,23 @@ mod tests {
     #[test]
     fn what_stands_behind_a_webhooks_host_is_a_secret() {
         let sealed = seal_secrets(TEXT, &mut |path, clear| format!("sealed:{path}:{}", clear.len())).unwrap();
-        assert!(sealed.contains("\"webhook:https://hooks.example:8443/sealed:alert[1].notify[2]:13\""), "{sealed}");
+        assert!(
+            sealed.contains("\"webhook:https://hooks.example:8443/sealed:alert[1].notify[2]:13\""),
+            "{sealed}"
+        );
         assert!(!sealed.contains("T0") && !sealed.contains("hush"));
         assert_eq!(seal_secrets(&sealed, &mut |_, _| panic!("sealed already")).unwrap(), sealed);
         assert!(Settings::parse(&sealed).is_ok());
         let shown = redact(&sealed);
-        assert!(shown.contains("\"webhook:https://hooks.example:8443/…\"") && shown.contains("mailto:it@"), "{shown}");
+        assert!(
+            shown.contains("\"webhook:https://hooks.example:8443/…\"") && shown.contains("mailto:it@"),
+            "{shown}"
+        );
         let refused = refusal(&shown);
         assert!(refused.contains("line 5: alert[1].notify[2]: was blanked by `settings show`"), "{refused}");
         assert!(refused.contains("line 10: mail.password: was blanked"), "{refused}");
-        let opened = crate::settings::open_secrets(&sealed, &mut |_, _| Some("T0/secret?x=1".to_owned())).unwrap();
+        let opened =
+            crate::settings::open_secrets(&sealed, &mut |_, _| Some("T0/secret?x=1".to_owned())).unwrap();
         assert!(opened.contains("webhook:https://hooks.example:8443/T0/secret?x=1"), "{opened}");
     }
 
@@ -276,7 +295,10 @@ mod tests {
                 alert("supply.precent < 15", "notify = []"),
                 "line 3: alert[1].when: rule `low`, character 1: there is no field `supply.precent`: there are supply.index",
             ),
-            (alert("supply.percent < 15", "notify = []\nfor = \"8d\""), "line 5: alert[1].for: `8d` is too long: 7d"),
+            (
+                alert("supply.percent < 15", "notify = []\nfor = \"8d\""),
+                "line 5: alert[1].for: `8d` is too long: 7d",
+            ),
             (told("fax:1"), "line 4: alert[1].notify[1]: nobody to notify"),
             (told("mailto:it"), "line 4: alert[1].notify[1]: is no mail address"),
             (told("mailto:a@b,c@d"), "line 4: alert[1].notify[1]: is no mail address"),
@@ -288,7 +310,10 @@ mod tests {
             (mail("user = \"u\"\npassword = \"\""), "line 5: mail.password: is empty"),
             ("[mail]\nfrom = \"a@b\"".to_owned(), "line 1: mail.relay: is missing"),
             ("[mail]\nrelay = \"h\"\nfrom = \"a@b\"".to_owned(), "line 2: mail.relay: `h` is no relay"),
-            ("[mail]\nrelay = \"smtps://h\"\nfrom = \"a b\"".to_owned(), "line 3: mail.from: `a b` is no mail"),
+            (
+                "[mail]\nrelay = \"smtps://h\"\nfrom = \"a b\"".to_owned(),
+                "line 3: mail.from: `a b` is no mail",
+            ),
         ] {
             let said = refusal(&text);
             assert!(said.starts_with(wanted), "{text}\n  wanted {wanted}\n  got    {said}");

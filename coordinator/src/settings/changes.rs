@@ -124,7 +124,9 @@ fn alerts(old: &Settings, new: &Settings, said: &mut Vec<String>) {
 }
 
 fn mail(old: Option<&Mail>, new: Option<&Mail>, said: &mut Vec<String>) {
-    let relay = |mail: Option<&Mail>| mail.map_or_else(|| "none".to_owned(), |mail| format!("{}:{}", mail.host, mail.port));
+    let relay = |mail: Option<&Mail>| {
+        mail.map_or_else(|| "none".to_owned(), |mail| format!("{}:{}", mail.host, mail.port))
+    };
     let before = said.len();
     value("mail.relay", relay(old), relay(new), said);
     if said.len() == before && old != new {

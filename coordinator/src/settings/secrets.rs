@@ -148,7 +148,9 @@ fn secrets<'a>(root: &'a DeTable<'a>) -> Vec<Found<'a>> {
                         found.push(Found { path, span: value.span(), open: "", value: clear.as_ref() });
                     }
                     DeValue::Array(targets) => {
-                        found.extend(targets.iter().enumerate().filter_map(|(n, target)| webhook(&path, n, target)));
+                        found.extend(
+                            targets.iter().enumerate().filter_map(|(n, target)| webhook(&path, n, target)),
+                        );
                     }
                     _ => {}
                 }

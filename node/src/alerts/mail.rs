@@ -45,7 +45,8 @@ pub(super) async fn send(mail: &Mail, letter: Letter) -> Result<(), String> {
 }
 
 fn message(mail: &Mail, letter: Letter) -> Result<Message, String> {
-    let mailbox = |text: &str| text.parse::<Mailbox>().map_err(|error| format!("the address {text}: {error}"));
+    let mailbox =
+        |text: &str| text.parse::<Mailbox>().map_err(|error| format!("the address {text}: {error}"));
     // What devices say of themselves may hold anything.
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     Message::builder()
@@ -131,7 +132,12 @@ mod tests {
         send(&relay(port, MailTls::Plain), letter()).await.unwrap();
         let heard = heard.await.unwrap();
         let has = |start: &str| heard.iter().any(|line| line.starts_with(start));
-        for start in ["MAIL FROM:<quire@example.org>", "RCPT TO:<it@example.org>", "AUTH PLAIN ", "Auto-Submitted: auto-generated"] {
+        for start in [
+            "MAIL FROM:<quire@example.org>",
+            "RCPT TO:<it@example.org>",
+            "AUTH PLAIN ",
+            "Auto-Submitted: auto-generated",
+        ] {
             assert!(has(start), "{start} in {heard:?}");
         }
         assert!(has("Message-ID: <07070707-9-1-20@quire>") && has(".."), "{heard:?}");

@@ -166,7 +166,8 @@ impl Looker {
             None => None,
             Some(Pass::Devices(from)) => {
                 if from.is_empty() && self.looks_at(Scope::Unit) {
-                    subjects.extend(rows::units(&tables)?.into_iter().map(|unit| format!("unit/{}", unit.unit)));
+                    subjects
+                        .extend(rows::units(&tables)?.into_iter().map(|unit| format!("unit/{}", unit.unit)));
                 }
                 match self.devices(&tables, &from, &mut subjects)? {
                     Some(next) => Some(Pass::Devices(next)),
@@ -200,7 +201,12 @@ impl Looker {
     }
 
     /// The next devices, where rules look at any; answers where to go on.
-    fn devices(&self, tables: &View, from: &[u8], into: &mut BTreeSet<String>) -> anyhow::Result<Option<Vec<u8>>> {
+    fn devices(
+        &self,
+        tables: &View,
+        from: &[u8],
+        into: &mut BTreeSet<String>,
+    ) -> anyhow::Result<Option<Vec<u8>>> {
         if !self.looks_at(Scope::Device) && !self.looks_at(Scope::Supply) {
             return Ok(None);
         }
@@ -233,7 +239,8 @@ impl Looker {
     /// True when all of it was committed; what was not is judged again.
     async fn propose(&mut self, changes: Vec<AlertChange>) -> bool {
         for some in changes.chunks(CHANGES) {
-            let alert = Alert { claim: self.claim.0, settings_index: self.settings_index, changes: some.to_vec() };
+            let alert =
+                Alert { claim: self.claim.0, settings_index: self.settings_index, changes: some.to_vec() };
             match self.cluster.propose_here(Kind::Alert(alert), PATIENCE).await {
                 Ok(outcome) => match outcome.result {
                     Some(Answer::Changes(why)) if !std::mem::replace(&mut self.full, true) => {

@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::PATIENCE;
 use super::mail::{self, Letter};
 use super::targets::Targets;
 use super::webhook::Webhooks;
-use super::PATIENCE;
 use crate::clock;
 use crate::cluster::{Cluster, Seen};
 
@@ -144,16 +144,17 @@ impl Teller {
         let touched = seen.rows.iter().filter(|(table, _)| *table == Table::Alerts);
         self.open_debts.extend(touched.map(|(_, key)| key.to_vec()));
         let (now, mut due) = (clock::now(), Debts::new());
-        let mut settled = Vec::new();
+        let mut settled = BTreeSet::new();
         for key in &self.open_debts {
             let row: Option<AlertRow> = tables.row(Table::Alerts, key)?;
             let owed_of = |row: &AlertRow| -> Vec<(String, Millis)> {
-                let owed = self.targets_of(row).filter_map(|target| Some((target.to_owned(), owed(row, target)?)));
+                let owed =
+                    self.targets_of(row).filter_map(|target| Some((target.to_owned(), owed(row, target)?)));
                 owed.collect()
             };
             let debts = row.as_ref().map(owed_of).unwrap_or_default();
             if debts.is_empty() {
-                settled.push(key.clone());
+                settled.insert(key.clone());
             }
             for (target, from) in debts {
                 let waits = self.standing.get(&target).is_some_and(|standing| standing.next > now);
@@ -162,7 +163,7 @@ impl Teller {
                 }
             }
         }
-        settled.iter().for_each(|key| drop(self.open_debts.remove(key)));
+        self.open_debts.retain(|key| !settled.contains(key));
         due.values_mut().for_each(|rows| rows.sort_by_key(|row| row.serial));
         Ok(due)
     }
@@ -197,7 +198,8 @@ impl Teller {
     async fn tell(&mut self, due: Debts) {
         let cluster = self.cluster.me().cluster_name.clone();
         let mail = self.settings.as_ref().and_then(|settings| settings.mail.clone());
-        let known = due.into_iter().filter_map(|(name, rows)| Some((self.targets.get(&name)?.clone(), name, rows)));
+        let known =
+            due.into_iter().filter_map(|(name, rows)| Some((self.targets.get(&name)?.clone(), name, rows)));
         let known: Vec<(Notify, String, Vec<AlertRow>)> = known.collect();
         let hooks = &self.hooks;
         let telling = futures::stream::iter(known).map(|(notify, name, rows)| {
@@ -231,7 +233,7 @@ impl Teller {
             Some((_, why)) => {
                 standing.next = Millis(now + standing.backoff.next_ms(rand::random()));
                 if standing.backoff.failures() == 1 {
-                    tracing::warn!(target = %name, %why, "an alert is not told yet");
+                    tracing::warn!(to = %name, %why, "an alert is not told yet");
                 }
             }
             None => {
@@ -250,12 +252,7 @@ struct Told {
     failed: Option<(Box<AlertRow>, String)>,
 }
 
-async fn post(
-    hooks: &Result<Webhooks, String>,
-    cluster: &str,
-    url: &Secret,
-    rows: Vec<AlertRow>,
-) -> Told {
+async fn post(hooks: &Result<Webhooks, String>, cluster: &str, url: &Secret, rows: Vec<AlertRow>) -> Told {
     let mut told = Told::default();
     for row in rows.into_iter().take(BATCH) {
         let posted = match hooks {
@@ -317,7 +314,13 @@ fn body(cluster: &str, row: &AlertRow) -> Value {
 
 /// What a mail says of an alert.
 fn paragraph(row: &AlertRow) -> String {
-    let mut text = format!("{}: {}\n  {}\n  raised {}\n", state(row), row.rule, row.what, Millis(row.raised_at_ms).rfc3339());
+    let mut text = format!(
+        "{}: {}\n  {}\n  raised {}\n",
+        state(row),
+        row.rule,
+        row.what,
+        Millis(row.raised_at_ms).rfc3339()
+    );
     if !row.open {
         text.push_str(&format!("  cleared {}: {}\n", Millis(row.cleared_at_ms).rfc3339(), row.why));
     }
@@ -339,14 +342,15 @@ async fn commit(cluster: &Cluster, claim: Epoch, target: &str, told: &Told) {
         AlertTold { rule: row.rule.clone(), subject: row.subject.clone(), delivery: Some(delivery) }
     };
     let count = |outcome: &'static str, n: usize| {
-        metrics::counter!("quire_alert_notifications_total", "target" => kind, "outcome" => outcome).increment(n as u64);
+        metrics::counter!("quire_alert_notifications_total", "target" => kind, "outcome" => outcome)
+            .increment(n as u64);
     };
     count("told", told.taken.len());
     let mut all: Vec<AlertTold> = told.taken.iter().map(|row| one(row, "")).collect();
     if let Some((row, why)) = &told.failed {
         count("failed", 1);
         if now.saturating_sub(row.changed_at_ms) > GIVE_UP_MS {
-            tracing::warn!(target = %target, alert = %row.id, %why, "an alert could not be told and is given up");
+            tracing::warn!(to = %target, alert = %row.id, %why, "an alert could not be told and is given up");
             count("given_up", 1);
             all.push(one(row, why));
         }

@@ -16,8 +16,7 @@ const KEPT: usize = 65_536;
 
 /// Tables whose keys are kept: those that are large and that somebody follows. Of all others one learns only that
 /// something was applied.
-const FOLLOWED: [Table; 5] =
-    [Table::Units, Table::Devices, Table::Members, Table::Scripts, Table::Alerts];
+const FOLLOWED: [Table; 5] = [Table::Units, Table::Devices, Table::Members, Table::Scripts, Table::Alerts];
 
 /// A row that was put or removed.
 pub type Touched = (Table, Bytes);

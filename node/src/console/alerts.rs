@@ -11,7 +11,8 @@ use super::facts::Names;
 
 /// A row of `alerts`.
 pub(super) fn alert(_: &[u8], stored: &Bytes, _: &Names) -> Result<Option<Value>, Fault> {
-    let row = AlertRow::decode(stored.clone()).map_err(|reason| Fault::Damaged { table: Table::Alerts, reason })?;
+    let row =
+        AlertRow::decode(stored.clone()).map_err(|reason| Fault::Damaged { table: Table::Alerts, reason })?;
     Ok(Some(one(&row)))
 }
 
@@ -81,7 +82,12 @@ mod tests {
 
     #[test]
     fn an_alert_says_what_it_is_and_who_was_told() {
-        let told = AlertDelivery { target: "webhook:h#1".into(), serial: 7, raised: true, ..AlertDelivery::default() };
+        let told = AlertDelivery {
+            target: "webhook:h#1".into(),
+            serial: 7,
+            raised: true,
+            ..AlertDelivery::default()
+        };
         let owed = AlertDelivery { target: "mailto:it@example.org".into(), ..AlertDelivery::default() };
         let row = AlertRow {
             id: "07070707-7-1".into(),
@@ -93,8 +99,12 @@ mod tests {
         let shown = one(&row);
         assert_eq!((&shown["state"], &shown["name"]), (&json!("open"), &json!("low toner")));
         assert_eq!(shown["notified"].as_array().unwrap().len(), 1);
-        assert!(["device", "cleared_at", "why", "hidden"].iter().all(|key| shown.get(key).is_none()), "{shown}");
-        let cleared = one(&AlertRow { open: false, cleared_at_ms: 1, why: "full again".into(), hidden: true, ..row });
+        assert!(
+            ["device", "cleared_at", "why", "hidden"].iter().all(|key| shown.get(key).is_none()),
+            "{shown}"
+        );
+        let cleared =
+            one(&AlertRow { open: false, cleared_at_ms: 1, why: "full again".into(), hidden: true, ..row });
         assert_eq!((&cleared["why"], &cleared["hidden"]), (&json!("full again"), &json!(true)));
     }
 }

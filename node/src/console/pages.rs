@@ -397,6 +397,10 @@ mod tests {
         assert!(concerns("/units", &seen(Table::Units, "any:10.0.0.0/24")));
         let everything = Seen { everything: true, rows: Vec::new() };
         assert!(concerns("/alerts", &seen(Table::Alerts, "0cluster")) && !concerns("/alerts", &device));
-        assert!(["/", "/units", "/alerts", "/devices", "/devices/d1"].iter().all(|path| concerns(path, &everything)));
+        assert!(
+            ["/", "/units", "/alerts", "/devices", "/devices/d1"]
+                .iter()
+                .all(|path| concerns(path, &everything))
+        );
     }
 }
