@@ -264,6 +264,11 @@ impl Watch {
         }
     }
 
+    /// Call after the ripe ones were judged: what is still ripe then is about something that is gone.
+    pub fn forget_ripe(&mut self, now: Millis) {
+        self.waiting.retain(|_, (until, _)| *until > now);
+    }
+
     /// Subjects to judge again, because something of them may have held for long enough.
     pub fn ripe(&self, now: Millis) -> Vec<String> {
         let ripe = self.waiting.values().filter(|(until, _)| *until <= now);

@@ -276,6 +276,7 @@ fn nodes_units_and_the_cluster_have_alerts_too() {
     assert_eq!(watch.ripe(Millis(320_000)), [format!("unit/{UNIT}")]);
     let changes = look(&world.tables, &rules, &mut watch, 320_000);
     assert_eq!(named(&changes), [("unowned".to_owned(), true)]);
+    assert!(watch.ripe(Millis(u64::MAX)).is_empty(), "what was raised waits no longer");
     world.propose(320_000, changes);
     let said = claim(&world, vec![heard(1)]);
     world.done(Kind::Claim(said));

@@ -155,4 +155,12 @@ mod tests {
         let heard = heard.await.unwrap();
         assert!(!heard.iter().any(|line| line.starts_with("AUTH") || line.starts_with("MAIL")), "{heard:?}");
     }
+
+    #[tokio::test]
+    async fn a_relay_that_cannot_prove_who_it_is_gets_nothing() {
+        let (at, heard) = crate::alerts::tests::impostor().await;
+        let why = send(&relay(at.port(), MailTls::Implicit), letter()).await.unwrap_err();
+        assert!(why.to_lowercase().contains("certificate") && !why.contains("hush"), "{why}");
+        assert!(!heard.await.unwrap());
+    }
 }

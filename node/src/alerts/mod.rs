@@ -180,7 +180,9 @@ impl Looker {
                 next.map(Pass::Open)
             }
         };
-        if self.rules.iter().any(|rule| rule.condition.ages()) && self.aged.1.elapsed() >= LOOK {
+        if self.rules.iter().any(|rule| rule.condition.ages())
+            && clock::steady().duration_since(self.aged.1) >= LOOK
+        {
             let next = self.devices(&tables, &self.aged.0, &mut subjects)?;
             self.aged = (next.unwrap_or_default(), clock::steady());
         }
@@ -190,6 +192,7 @@ impl Looker {
                 changes.extend(self.watch.settle(verdict, now));
             }
         }
+        self.watch.forget_ripe(now);
         for change in &mut changes {
             change.targets = self.targets.of_rule(&change.rule).to_vec();
         }
@@ -267,3 +270,6 @@ fn whole(subjects: BTreeSet<String>) -> BTreeSet<String> {
     let nodes = |name: String| if name.starts_with("node/") { "cluster".to_owned() } else { name };
     subjects.into_iter().map(device).map(nodes).collect()
 }
+
+#[cfg(test)]
+mod tests;

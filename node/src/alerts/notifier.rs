@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::PATIENCE;
 use super::mail::{self, Letter};
 use super::targets::Targets;
 use super::webhook::Webhooks;
+use super::{PATIENCE, PAUSE};
 use crate::clock;
 use crate::cluster::{Cluster, Seen};
 
@@ -118,6 +118,7 @@ impl Teller {
             let seen = changes.take();
             let due = self.look(&seen)?;
             if due.is_empty() {
+                tokio::time::sleep(PAUSE).await;
                 tokio::select! {
                     () = changes.changed() => {}
                     _ = tick.tick() => {}
@@ -158,9 +159,12 @@ impl Teller {
             }
             for (target, from) in debts {
                 let waits = self.standing.get(&target).is_some_and(|standing| standing.next > now);
-                if let Some(row) = row.clone().filter(|_| from <= now && !waits) {
-                    due.entry(target).or_default().push(row);
+                if from > now || waits {
+                    continue;
                 }
+                // As many as one round can tell; the others have theirs.
+                let rows = due.entry(target).or_default();
+                rows.extend(row.clone().filter(|_| rows.len() < LINES));
             }
         }
         self.open_debts.retain(|key| !settled.contains(key));

@@ -99,4 +99,13 @@ mod tests {
         let why = hooks.post(&url("/secret"), "a-7", &json!({})).await.unwrap_err();
         assert!(!why.contains("secret") && !why.contains("http"), "{why}");
     }
+
+    #[tokio::test]
+    async fn nobody_is_told_who_cannot_prove_who_it_is() {
+        let (at, heard) = crate::alerts::tests::impostor().await;
+        let url = Secret::new(format!("https://{at}/secret"));
+        let why = Webhooks::new().unwrap().post(&url, "a-7", &json!({})).await.unwrap_err();
+        assert!(why.to_lowercase().contains("certificate") && !why.contains("secret"), "{why}");
+        assert!(!heard.await.unwrap());
+    }
 }
