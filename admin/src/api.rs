@@ -19,7 +19,7 @@ const LIMIT_MAX: u32 = 10_000;
 struct Page {
     site: Option<String>,
     limit: Option<u32>,
-    /// Of devices: how many to leave out.
+    /// Of devices and alerts: how many to leave out.
     #[serde(default)]
     offset: u32,
     /// Of readings: from the `Link` header of the page before.
@@ -39,6 +39,7 @@ pub(crate) fn routes() -> Router<Console> {
         .route("/api/v1/links", get(links))
         .route("/api/v1/devices", get(devices))
         .route("/api/v1/readings", get(readings))
+        .route("/api/v1/alerts", get(alerts))
         .route("/api/v1/jobs", get(jobs))
         .route("/api/v1/bundles", get(bundles))
 }
@@ -57,6 +58,14 @@ async fn jobs(State(console): State<Console>, Query(page): Query<Page>) -> Resul
 
 async fn bundles(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
     Ok(list(&console.store.bundles(page.site.as_deref()).await?, None))
+}
+
+async fn alerts(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {
+    let limit = page.limit();
+    let alerts = console.store.alerts(page.site.as_deref(), limit.into(), page.offset).await?;
+    let next =
+        (alerts.len() >= limit as usize).then(|| format!("offset={}", page.offset.saturating_add(limit)));
+    Ok(list(&alerts, next))
 }
 
 async fn devices(State(console): State<Console>, Query(page): Query<Page>) -> Result<Response, PageError> {

@@ -57,7 +57,7 @@ enum Command {
     Devices(List),
     /// List readings, each once, in the order of their arrival
     Readings(List),
-    /// List alerts (sites of this version report none yet)
+    /// List alerts that sites report, open ones first
     Alerts(List),
     /// List the live streams, one a site
     Links(List),
@@ -243,10 +243,10 @@ async fn run(command: &Command, dir: &Path) -> anyhow::Result<()> {
             let jobs = store.jobs(list.site.as_deref()).await?;
             print(list.format, JOBS, &jobs)
         }
-        // Nothing fills this table yet, so there is nothing to read: the listing is empty, not wrong.
         Command::Alerts(list) => {
-            check_site(&open(dir).await?, list).await?;
-            print::<serde_json::Value>(list.format, ALERTS, &[])
+            let store = open(dir).await?;
+            check_site(&store, list).await?;
+            print(list.format, ALERTS, &store.alerts(list.site.as_deref(), -1, 0).await?)
         }
         Command::Bundles { list, command: None } => {
             let store = open(dir).await?;
@@ -455,6 +455,9 @@ const ALERTS: &[Column] = &[
     ("NAME", "/name"),
     ("STATE", "/state"),
     ("RAISED", "/raised_at"),
+    ("CLEARED", "/cleared_at"),
+    ("WHAT", "/what"),
+    ("ID", "/id"),
 ];
 const BUNDLES: &[Column] = &[
     ("SITE", "/site"),

@@ -253,6 +253,7 @@ pub(crate) fn recorder() -> Option<&'static PrometheusHandle> {
 
 async fn metrics_text(State(console): State<Console>) -> Result<Response, PageError> {
     metrics::gauge!("quire_admin_conflicts").set(console.store.count_conflicts().await? as f64);
+    metrics::gauge!("quire_admin_alerts_open").set(console.store.count_open_alerts().await? as f64);
     metrics::gauge!("quire_admin_time_seconds").set(clock::now().0 as f64 / 1000.0);
     let text = recorder().map(PrometheusHandle::render).unwrap_or_default();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())

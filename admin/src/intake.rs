@@ -11,8 +11,8 @@ use quire_proto::{convert, reading};
 use sqlx::{Sqlite, Transaction};
 
 use crate::enroll::REQUESTS_MAX;
-use crate::identity;
 use crate::store::{LinkError, Refusal, Site, Store, StoreError, int, uint};
+use crate::{alerts, identity};
 
 /// 5,000 entries of about 1 KiB are 5 MiB, within the message bound of the link.
 pub(crate) const BATCH_MAX: usize = 5000;
@@ -137,6 +137,11 @@ impl Store {
             }
             if let Some(news) = &entry.wire.news {
                 devices += identity::put_news(&mut tx, holder.site, news).await?;
+                taken.through = entry.seq;
+                continue;
+            }
+            if let Some(alert) = &entry.wire.alert {
+                alerts::put(&mut tx, holder.site, alert, now).await?;
                 taken.through = entry.seq;
                 continue;
             }
@@ -356,6 +361,13 @@ fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, 
         }
         if let (None, Some(news)) = (&wire.row, &wire.news) {
             identity::check(seq, news)?;
+            next = seq.checked_add(1);
+            let reading = reading::Reading::default();
+            all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });
+            continue;
+        }
+        if let (None, Some(alert)) = (&wire.row, &wire.alert) {
+            alerts::check(seq, alert)?;
             next = seq.checked_add(1);
             let reading = reading::Reading::default();
             all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });

@@ -8,6 +8,7 @@
 //! Architecture Invariant: what a site is told to be received is on disk; a site has one stream, that of the
 //! highest epoch ever accepted.
 
+pub mod alerts;
 mod api;
 pub mod bundles;
 pub mod cli;

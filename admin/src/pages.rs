@@ -11,10 +11,11 @@ use axum::routing::get;
 use quire_proto::reading::{Counters, Status, Supply, SupplyState};
 use serde::Deserialize;
 
+use crate::alerts::AlertLine;
 use crate::console::{Console, PageError};
 use crate::listing::{DeviceLine, DeviceOrder, DeviceQuery, LinkLine, ReadingLine, SiteLine};
 
-/// Devices on one page.
+/// Devices or alerts on one page.
 const DEVICES_PER_PAGE: u32 = 100;
 /// Readings in a device's history: a month of hours would not be read by anybody.
 const HISTORY: u32 = 100;
@@ -26,6 +27,7 @@ type Page = Result<Html<String>, PageError>;
 pub(crate) fn routes() -> Router<Console> {
     Router::new()
         .route("/", get(overview))
+        .route("/alerts", get(alerts))
         .route("/sites/{site}", get(devices))
         .route("/sites/{site}/devices/{device}", get(device))
 }
@@ -40,6 +42,7 @@ struct Overview {
     devices: u64,
     readings: u64,
     pending: u64,
+    alerts: u64,
     conflicts: u64,
 }
 
@@ -63,8 +66,61 @@ async fn overview(State(console): State<Console>) -> Page {
         devices: sites.iter().map(|site| site.line.devices).sum(),
         readings: sites.iter().map(|site| site.line.readings).sum(),
         pending: sites.iter().filter_map(|site| site.line.pending).sum(),
+        alerts: console.store.count_open_alerts().await?,
         conflicts: console.store.count_conflicts().await?,
         sites,
+    };
+    Ok(Html(page.render()?))
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct AlertQuery {
+    site: Option<String>,
+    #[serde(default)]
+    page: u32,
+}
+
+#[derive(Template)]
+#[template(path = "alerts.html")]
+struct Alerts {
+    open: bool,
+    site: Option<String>,
+    count: u64,
+    alerts: Vec<AlertOnPage>,
+    earlier: Option<String>,
+    later: Option<String>,
+}
+
+struct AlertOnPage {
+    line: AlertLine,
+    /// The site's name as a query holds it.
+    site_query: String,
+    /// Of the device's page.
+    href: Option<String>,
+}
+
+async fn alerts(State(console): State<Console>, Query(query): Query<AlertQuery>) -> Page {
+    let page = query.page.min(100_000);
+    // One more than is shown says whether there is a next page.
+    let (limit, offset) = (i64::from(DEVICES_PER_PAGE) + 1, page * DEVICES_PER_PAGE);
+    let mut lines = console.store.alerts(query.site.as_deref(), limit, offset).await?;
+    let more = lines.len() > DEVICES_PER_PAGE as usize;
+    lines.truncate(DEVICES_PER_PAGE as usize);
+    let narrowed = query.site.as_deref().map(|site| format!("site={}&", segment(site))).unwrap_or_default();
+    let href = |page: u32| format!("?{narrowed}page={page}");
+    let on_page = |line: AlertLine| AlertOnPage {
+        site_query: segment(&line.site),
+        href: (!line.device.is_empty())
+            .then(|| format!("/sites/{}/devices/{}", segment(&line.site), segment(&line.device))),
+        line,
+    };
+    let page = Alerts {
+        open: console.open,
+        count: console.store.count_open_alerts().await?,
+        alerts: lines.into_iter().map(on_page).collect(),
+        earlier: page.checked_sub(1).map(href),
+        later: more.then(|| href(page + 1)),
+        site: query.site,
     };
     Ok(Html(page.render()?))
 }

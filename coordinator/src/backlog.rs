@@ -10,7 +10,7 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use quire_proto::store::{DeviceNews, Meta, OutboxDay, OutboxEntry, ReadingRow};
+use quire_proto::store::{AlertNews, DeviceNews, Meta, OutboxDay, OutboxEntry, ReadingRow};
 
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table};
@@ -52,6 +52,24 @@ pub(crate) fn put(
 pub(crate) fn tell(tables: &mut Overlay<'_>, meta: &mut Meta, news: DeviceNews) -> Result<(), Fault> {
     let seq = meta.outbox_next.max(1);
     append(tables, meta, OutboxEntry { seq, news: Some(news), ..OutboxEntry::default() })
+}
+
+/// Appends what the Web Admin is to learn of an alert, in place of the entry `before` of the same one where that still
+/// waits; answers its number.
+pub(crate) fn tell_alert(
+    tables: &mut Overlay<'_>,
+    meta: &mut Meta,
+    alert: AlertNews,
+    before: u64,
+) -> Result<u64, Fault> {
+    if let Some(stored) = tables.get(Table::Outbox, &number_key(before))?
+        && decode(stored)?.alert.is_some_and(|other| other.id == alert.id)
+    {
+        tables.delete(Table::Outbox, &number_key(before));
+    }
+    let seq = meta.outbox_next.max(1);
+    append(tables, meta, OutboxEntry { seq, alert: Some(alert), ..OutboxEntry::default() })?;
+    Ok(seq)
 }
 
 fn append(tables: &mut Overlay<'_>, meta: &mut Meta, entry: OutboxEntry) -> Result<(), Fault> {

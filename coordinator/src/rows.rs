@@ -12,6 +12,9 @@ use crate::tables::{Fault, Overlay, Read, ReadExt, Table, after};
 /// The one key of [`Table::Meta`].
 const META: &[u8] = b"meta";
 
+/// Misses in a row before a device counts as offline; one miss never does.
+pub const OFFLINE_AFTER: u32 = 2;
+
 /// Milliseconds of a day.
 pub const DAY_MS: u64 = 24 * 3_600_000;
 

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use quire_proto::id::ANY_ZONE;
 use toml::de::DeTable;
 
+mod alerts;
 mod changes;
 mod credentials;
 mod form;
@@ -28,6 +29,7 @@ mod secrets;
 
 use crate::explore::{Accept, LARGEST_V4_PREFIX};
 use crate::schedule::Schedule;
+pub use alerts::{AlertRule, Mail, MailTls, Notify};
 pub use credentials::{AuthProtocol, HttpLogin, PrivProtocol, SnmpCredential, V3User};
 pub use form::Problem;
 use form::{Field, Form, Problems};
@@ -51,6 +53,8 @@ pub struct Settings {
     pub alerts: Vec<AlertRule>,
     /// Who shall work where; the first that fits a unit counts.
     pub placements: Vec<Placement>,
+    /// How mail leaves the site; without it nobody gets any.
+    pub mail: Option<Mail>,
     /// How the leader talks to the Web Admin.
     pub upstream: Upstream,
 }
@@ -103,17 +107,6 @@ pub struct Http {
     pub ports: Vec<u16>,
     /// Whether pages that need JavaScript are opened in Chromium.
     pub chromium: bool,
-}
-
-/// One `[[alert]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AlertRule {
-    /// Unique among the rules.
-    pub name: String,
-    /// The condition, in the words of the rule language.
-    pub when: String,
-    /// `upstream`, `webhook:URL` or `mailto:ADDRESS`.
-    pub notify: Vec<String>,
 }
 
 /// Section `[upstream]`.
@@ -216,6 +209,7 @@ impl Default for Settings {
             http_logins: Vec::new(),
             alerts: Vec::new(),
             placements: Vec::new(),
+            mail: None,
             upstream: Upstream { mode: UpstreamMode::default(), check_in_ms: 300 * SECOND_MS },
         }
     }
@@ -248,7 +242,10 @@ fn settings<'a>(mut root: Form<'a>, problems: &Problems<'_>) -> Settings {
         settings.http_logins = entries.list(wanted).iter().filter_map(credentials::http_login).collect();
     }
     if let Some(entries) = root.take("alert") {
-        settings.alerts = alerts(&entries);
+        settings.alerts = alerts::rules(&entries);
+    }
+    if let Some(form) = root.section("mail") {
+        settings.mail = alerts::mail(form);
     }
     if let Some(entries) = root.take("placement") {
         settings.placements = placement::placements(&entries);
@@ -264,6 +261,7 @@ fn settings<'a>(mut root: Form<'a>, problems: &Problems<'_>) -> Settings {
         "[[http_login]]",
         "[[alert]]",
         "[[placement]]",
+        "[mail]",
         "[upstream]",
     ]);
     settings
@@ -426,48 +424,6 @@ fn http(mut form: Form<'_>, into: &mut Http) {
     }
     put(&mut into.chromium, form.take("chromium").and_then(|field| field.boolean()));
     form.finish(&["ports", "chromium"]);
-}
-
-fn alerts(entries: &Field<'_>) -> Vec<AlertRule> {
-    let mut rules: Vec<AlertRule> = Vec::new();
-    for item in entries.list("a list of tables: write [[alert]] with two brackets") {
-        let Some(mut form) = item.form() else { continue };
-        let text = |text: &str| match text.trim() {
-            "" => Err("is empty: write a text"),
-            text => Ok(text.to_owned()),
-        };
-        let name = form.need("name", "write name = \"low toner\"");
-        let rule = name.as_ref().and_then(|field| field.parsed("\"low toner\"", text));
-        let when =
-            form.need("when", "write the condition").and_then(|f| f.parsed("'supply.percent < 15'", text));
-        let notify = form.need("notify", "write notify = [\"upstream\"]").map(|field| {
-            let targets = field.list("a list such as [\"upstream\"]");
-            targets.iter().filter_map(|target| target.parsed("\"upstream\"", notify_target)).collect()
-        });
-        form.finish(&["name", "when", "notify"]);
-        let (Some(field), Some(name), Some(when), Some(notify)) = (name, rule, when, notify) else {
-            continue;
-        };
-        if rules.iter().any(|rule| rule.name == name) {
-            field.bad("is the name of an earlier alert: choose another");
-        }
-        rules.push(AlertRule { name, when, notify });
-    }
-    rules
-}
-
-fn notify_target(text: &str) -> Result<String, &'static str> {
-    let web = ["webhook:https://", "webhook:http://"].iter().find_map(|start| text.strip_prefix(start));
-    let mail = text.strip_prefix("mailto:").map(|address| address.split_once('@'));
-    match (text, web, mail) {
-        ("upstream", ..) => Ok(text.to_owned()),
-        (_, Some(host), _) if !host.is_empty() => Ok(text.to_owned()),
-        (.., Some(Some((user, host)))) if !user.is_empty() && !host.is_empty() => Ok(text.to_owned()),
-        // Not quoted: webhook addresses carry secrets.
-        _ => {
-            Err("nobody to notify: write \"upstream\", \"webhook:https://HOST/PATH\" or \"mailto:NAME@HOST\"")
-        }
-    }
 }
 
 fn upstream(mut form: Form<'_>, into: &mut Upstream) {

@@ -19,8 +19,8 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    backlog, coverage, expiry, found, index as places, jobs, planner, record, recover, review, script, tokens,
-    typed, upgrade,
+    alert, backlog, coverage, expiry, found, index as places, jobs, planner, record, recover, review, script,
+    tokens, typed, upgrade,
 };
 
 /// Applies the log entry at `index`.
@@ -72,6 +72,8 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Trial(trial)) => coverage::trial(tables, trial)?,
         Some(Kind::Release(releases)) => release(tables, releases)?,
         Some(Kind::Upgrade(upgrade)) => upgrade::apply(tables, index, at_ms, upgrade)?,
+        Some(Kind::Alert(alert)) => alert::apply(tables, index, at_ms, alert)?,
+        Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
         // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),
     })
@@ -332,6 +334,7 @@ fn ack(tables: &mut Overlay<'_>, ack: &Ack) -> Result<Answer, Fault> {
 fn enroll(tables: &mut Overlay<'_>, index: u64, at_ms: u64, enroll: &Enroll) -> Result<Answer, Fault> {
     let mut meta = rows::meta(tables)?;
     meta.upstream = Some(Enroll { identities: Vec::new(), ..enroll.clone() });
+    alert::tell_all(tables, &mut meta)?;
     rows::put_meta(tables, &meta);
     // Certificates of the site before are worth nothing at this one.
     for mut member in rows::members(tables)? {
@@ -489,3 +492,7 @@ mod tests;
 #[cfg(test)]
 #[path = "devices_tests.rs"]
 mod devices_tests;
+
+#[cfg(test)]
+#[path = "alert/tests.rs"]
+mod alert_tests;

@@ -64,11 +64,13 @@ pub enum Table {
     OutboxDays = 62,
     /// Id of a job of the Web Admin: `store::JobRow`.
     Jobs = 63,
+    /// `0` while open, else `1`, then the subject, a zero octet and the rule: `store::AlertRow`.
+    Alerts = 100,
 }
 
 impl Table {
     /// Every table, for shells that open them.
-    pub const ALL: [Table; 26] = [
+    pub const ALL: [Table; 27] = [
         Table::Meta,
         Table::Members,
         Table::Tokens,
@@ -95,6 +97,7 @@ impl Table {
         Table::DeviceReadings,
         Table::OutboxDays,
         Table::Jobs,
+        Table::Alerts,
     ];
 }
 

@@ -1,8 +1,9 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
-//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `doctor` <
-//! `collector leader upstream discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
+//! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `doctor` < `collector leader
+//! upstream discovery console alerts` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
 
+mod alerts;
 pub mod cli;
 mod clock;
 pub mod cluster;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use alerts::{Alerter, Notifier};
 use cluster::{Cluster, Start};
 use collector::{Collector, Explorer, LocalPrinters, Reachability, Reporter, ScriptKeeper};
 use config::NodeOptions;
@@ -90,12 +92,16 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<After> {
         recover: recover.clone(),
     });
     let leader = Leader::new(cluster.clone(), held, link);
+    let alerter = Alerter::new(cluster.clone(), claim.clone());
+    let notifier = Notifier::new(cluster.clone(), claim.clone());
     let upstream = Upstream::new(cluster.clone(), scripts.clone(), claim, tell_link, bundle_of(&site));
 
     let mut tasks = Tasks::default();
     tasks.spawn("leader", leader.run(stop.clone()));
     tasks.spawn("identity", fence(cluster.clone(), stop.clone()));
     tasks.spawn("upstream", upstream.run(stop.clone()));
+    tasks.spawn("alerts", alerter.run(stop.clone()));
+    tasks.spawn("notifications", notifier.run(stop.clone()));
     tasks.spawn("proposer", proposer.run(stop.clone()));
     tasks.spawn("console", console::serve(Arc::clone(&site), console_address));
     tasks.spawn("control", console::serve_control(site, data_dir));

@@ -1,21 +1,21 @@
 //! Many simulated devices, each on its own address and socket, served by one epoll loop a thread.
 //!
-//! API: [`Spec`] says what, [`Fleet::start`] binds and serves until dropped, [`Fleet::truth`] is what a
-//! discovery should find and [`Fleet::counts`] is what the devices saw of it (who asked, how often, how
-//! fast), for evidence of politeness. Linux answers for all of 127.0.0.0/8 without any setup.
+//! API: [`Spec`] says what, [`Fleet::start`] binds and serves until dropped, [`Fleet::set_level`] changes a
+//! supply, [`Fleet::truth`] is what a discovery should find and [`Fleet::counts`] is what the devices saw of it
+//! (who asked, how often, how fast), for evidence of politeness. Linux answers for all of 127.0.0.0/8 without any setup.
 
 use crate::ber::Request;
 use crate::counts::{Count, Counts};
 use crate::mib::Table;
 use crate::models::{OTHERS, PRINTERS};
-use crate::printer::{Behaviour, Device, Manner, Reply, Truth};
+use crate::printer::{Behaviour, Device, Levels, Manner, Reply, Truth};
 use anyhow::{Context, Result, bail};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -175,6 +175,7 @@ pub struct Fleet {
     workers: Vec<JoinHandle<()>>,
     counts: Vec<Arc<Mutex<Counts>>>,
     truth: Vec<Truth>,
+    levels: BTreeMap<Ipv4Addr, Levels>,
 }
 
 impl Fleet {
@@ -183,6 +184,7 @@ impl Fleet {
         let devices = spec.devices()?;
         raise_file_limit(devices.len() as u64 + 64);
         let truth: Vec<Truth> = devices.iter().map(|device| device.truth().clone()).collect();
+        let levels = devices.iter().map(|device| (device.truth().address, device.levels())).collect();
         let threads = spec.threads.max(1);
         let mut shards: Vec<Vec<Endpoint>> = (0..threads).map(|_| Vec::new()).collect();
         for (n, device) in devices.into_iter().enumerate() {
@@ -193,7 +195,8 @@ impl Fleet {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let started = Instant::now();
-        let mut fleet = Fleet { stop: Arc::clone(&stop), workers: Vec::new(), counts: Vec::new(), truth };
+        let (workers, counts) = (Vec::new(), Vec::new());
+        let mut fleet = Fleet { stop: Arc::clone(&stop), workers, counts, truth, levels };
         for endpoints in shards {
             let counts =
                 Arc::new(Mutex::new(Counts::new(endpoints.iter().map(|e| e.device.truth().address))));
@@ -216,6 +219,13 @@ impl Fleet {
     /// The printers that answer.
     pub fn printers(&self) -> impl Iterator<Item = &Truth> {
         self.truth.iter().filter(|truth| truth.printer && !truth.silent)
+    }
+
+    /// From now on so much is left of a device's `n`-th supply, in percent.
+    pub fn set_level(&self, address: Ipv4Addr, n: usize, percent: u8) -> Result<()> {
+        let levels = self.levels.get(&address).with_context(|| format!("no device at {address}"))?;
+        levels.get(n).context("no such supply")?.store(percent, Ordering::Relaxed);
+        Ok(())
     }
 
     /// What each device has seen so far.

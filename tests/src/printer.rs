@@ -3,7 +3,7 @@
 //!
 //! It must never take anything from the node's own codec: it stands for foreign firmware.
 //!
-//! API: [`Device::printer`], [`Device::other`], [`Device::answer`], [`Device::truth`], [`Behaviour`].
+//! API: [`Device::printer`], [`Device::other`], [`Device::answer`], [`Device::truth`], [`Device::levels`], [`Behaviour`].
 
 use crate::ber::{self, Request, V1, Value, pdu, tag};
 use crate::mib::{Cell, Row, Table};
@@ -13,6 +13,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// Error statuses of RFC 3416.
@@ -109,6 +110,9 @@ pub enum Heard {
     Set,
 }
 
+/// What is left of each supply, in percent; whoever holds a clone may change it while the device answers.
+pub type Levels = Arc<[AtomicU8; 8]>;
+
 /// A simulated device.
 #[derive(Debug)]
 pub struct Device {
@@ -122,7 +126,7 @@ pub struct Device {
     pages: u64,
     pages_per_minute: u64,
     color_percent: u64,
-    levels: [u8; 8],
+    levels: Levels,
     rng: StdRng,
     awake_since: Option<Duration>,
     heard_at: Duration,
@@ -152,7 +156,7 @@ impl Device {
         let mut device = Device::bare(address, model.oui, &tables.0, behaviour, manner);
         let low = device.rng.random_range(0..8) == 0;
         if low {
-            device.levels[0] = 4;
+            device.levels[0].store(4, Ordering::Relaxed);
             device.table = Arc::clone(&tables.1);
         }
         device.pages = device.rng.random_range(100..900_000);
@@ -195,7 +199,7 @@ impl Device {
         // Distinct by address: 24 bits of it stand behind the maker's three octets.
         let [_, a, b, c] = address.octets();
         let mac = [oui[0], oui[1], oui[2], a ^ manner.seed as u8, b, c];
-        let levels = std::array::from_fn(|_| rng.random_range(12..=100));
+        let levels = Arc::new(std::array::from_fn(|_| AtomicU8::new(rng.random_range(12..=100))));
         Device {
             truth: Truth {
                 address,
@@ -229,6 +233,12 @@ impl Device {
     #[must_use]
     pub fn truth(&self) -> &Truth {
         &self.truth
+    }
+
+    /// The levels of its supplies, to be changed by a test.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        Arc::clone(&self.levels)
     }
 
     /// Hears one packet at `now` (since the fleet's start) and writes the response, if any, to `out`.
@@ -393,7 +403,7 @@ impl Device {
         let total = self.total(now);
         let color = total * self.color_percent / 100;
         let octets = 1_000_000_007 + now.as_secs() * 12_345;
-        let level = |n: usize| i64::from(self.levels[n % self.levels.len()]);
+        let level = |n: usize| i64::from(self.levels[n % self.levels.len()].load(Ordering::Relaxed));
         let value = match &row.cell {
             Cell::Int(n) => Value::Int(*n),
             Cell::Octets(octets) => Value::Octets(octets),

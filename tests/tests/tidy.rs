@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["snmp", "cluster", "routes"],
     &["device"],
     &["doctor"],
-    &["collector", "leader", "upstream", "discovery", "console"],
+    &["collector", "leader", "upstream", "discovery", "console", "alerts"],
     &["config", "cli", "fuzz", "lib", "main"],
 ];
 

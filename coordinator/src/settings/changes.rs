@@ -6,7 +6,7 @@ use std::fmt::Display;
 use ipnet::IpNet;
 use quire_proto::id::ANY_ZONE;
 
-use super::{Placement, Segment, Settings, SnmpCredential, in_words};
+use super::{Mail, Placement, Segment, Settings, SnmpCredential, in_words};
 
 impl Settings {
     /// True when a sweep under `new` may find, in the same segments, what one under these could not.
@@ -46,6 +46,7 @@ impl Settings {
         logins(self, new, &mut said);
         alerts(self, new, &mut said);
         placements(self, new, &mut said);
+        mail(self.mail.as_ref(), new.mail.as_ref(), &mut said);
         value("upstream.mode", self.upstream.mode.as_str(), new.upstream.mode.as_str(), &mut said);
         let (old_u, new_u) = (self.upstream.check_in_ms, new.upstream.check_in_ms);
         value("upstream.check_in", in_words(old_u), in_words(new_u), &mut said);
@@ -139,5 +140,16 @@ fn alerts(old: &Settings, new: &Settings, said: &mut Vec<String>) {
     }
     if said.len() == before && old.alerts != new.alerts {
         said.push("alert: order changed".to_owned());
+    }
+}
+
+fn mail(old: Option<&Mail>, new: Option<&Mail>, said: &mut Vec<String>) {
+    let relay = |mail: Option<&Mail>| {
+        mail.map_or_else(|| "none".to_owned(), |mail| format!("{}:{}", mail.host, mail.port))
+    };
+    let before = said.len();
+    value("mail.relay", relay(old), relay(new), said);
+    if said.len() == before && old != new {
+        said.push("mail: sender, protection or login changed".to_owned());
     }
 }

@@ -45,8 +45,15 @@ impl fmt::Debug for Secret {
 }
 
 /// The keys whose values are secrets, by section.
-const SECRETS: [(&str, &[&str]); 2] =
-    [("snmp", &["community", "auth_pass", "priv_pass"]), ("http_login", &["password"])];
+const SECRETS: [(&str, &[&str]); 4] = [
+    ("snmp", &["community", "auth_pass", "priv_pass"]),
+    ("http_login", &["password"]),
+    ("mail", &["password"]),
+    ("alert", &["notify"]),
+];
+
+/// What a webhook's address begins with; what follows its host is the secret.
+const WEBHOOK: &str = "webhook:";
 
 /// Replaces every secret that is not sealed yet by what `seal` makes of it, which must start with `sealed:`.
 ///
@@ -91,9 +98,9 @@ fn replace(text: &str, change: &mut Change<'_>) -> Result<String, BadSettings> {
     let root = DeTable::parse(text).map_err(|error| broken_toml(text, &error))?;
     let mut edits = Vec::new();
     let mut problems = Vec::new();
-    for (path, span, value) in secrets(root.get_ref()) {
+    for Found { path, span, open, value } in secrets(root.get_ref()) {
         match change(&path, value) {
-            Ok(Some(new)) => edits.push((span, quoted(&new))),
+            Ok(Some(new)) => edits.push((span, quoted(&format!("{open}{new}")))),
             Ok(None) => {}
             Err(reason) => problems.push(Problem { line: line_of(text, span.start), key: path, reason }),
         }
@@ -113,7 +120,15 @@ fn replace(text: &str, change: &mut Change<'_>) -> Result<String, BadSettings> {
     Ok(out)
 }
 
-type Found<'a> = (String, std::ops::Range<usize>, &'a str);
+/// One secret of a text.
+struct Found<'a> {
+    path: String,
+    /// Of the whole value.
+    span: std::ops::Range<usize>,
+    /// The part before the secret, which everybody may see.
+    open: &'a str,
+    value: &'a str,
+}
 
 fn secrets<'a>(root: &'a DeTable<'a>) -> Vec<Found<'a>> {
     let mut found = Vec::new();
@@ -127,13 +142,35 @@ fn secrets<'a>(root: &'a DeTable<'a>) -> Vec<Found<'a>> {
         for (n, entry) in entries.into_iter().enumerate() {
             for key in keys {
                 let Some(value) = entry.as_table().and_then(|table| table.get(*key)) else { continue };
-                if let DeValue::String(clear) = value.get_ref() {
-                    found.push((format!("{section}[{}].{key}", n + 1), value.span(), clear.as_ref()));
+                let path = format!("{section}[{}].{key}", n + 1);
+                match value.get_ref() {
+                    DeValue::String(clear) => {
+                        found.push(Found { path, span: value.span(), open: "", value: clear.as_ref() });
+                    }
+                    DeValue::Array(targets) => {
+                        found.extend(
+                            targets.iter().enumerate().filter_map(|(n, target)| webhook(&path, n, target)),
+                        );
+                    }
+                    _ => {}
                 }
             }
         }
     }
     found
+}
+
+/// The part of a webhook's address that is a secret, if the target is one.
+fn webhook<'a>(path: &str, n: usize, target: &'a toml::Spanned<DeValue<'a>>) -> Option<Found<'a>> {
+    let DeValue::String(text) = target.get_ref() else { return None };
+    let address = text.strip_prefix(WEBHOOK)?;
+    let scheme = address.find("://").map_or(0, |at| at + 3);
+    let host = address[scheme..].find(['/', '?', '#']).map(|at| scheme + at)?;
+    // The slash stays with the host.
+    let at = WEBHOOK.len() + host + usize::from(address[host..].starts_with('/'));
+    let (open, value) = text.split_at(at);
+    let path = format!("{path}[{}]", n + 1);
+    (!value.is_empty()).then(|| Found { path, span: target.span(), open, value })
 }
 
 /// A TOML basic string.

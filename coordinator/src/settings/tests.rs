@@ -146,7 +146,7 @@ fn every_mistake_names_its_line_key_and_fix() {
             "line 1: http_login[1].password: is missing",
         ),
         (
-            "[[alert]]\nname = \"a\"\nwhen = \"x\"\nnotify = [\"fax:1\"]",
+            "[[alert]]\nname = \"a\"\nwhen = \"node.alive\"\nnotify = [\"fax:1\"]",
             "line 4: alert[1].notify[1]: nobody to notify",
         ),
         ("[upstream]\nmode = \"fast\"", "line 2: upstream.mode: `fast` is not a mode"),

@@ -122,6 +122,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME")]
         since: Option<String>,
     },
+    /// The alerts: what of the rules in [[alert]] holds now, then what did within the last week
+    Alerts,
     /// What operators did
     Audit,
     /// Show, check or change the settings of the cluster

@@ -40,6 +40,7 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
         Command::Split { device, evidence } => devices::split(&node, device, evidence).await,
         Command::Undo { decision } => devices::undo(&node, decision).await,
         Command::Readings { since } => readings(&node, since, format).await,
+        Command::Alerts => node.list("alerts", ALERTS, format).await,
         Command::Audit => node.list("audit", AUDIT, format).await,
         Command::Token { command: TokenCommand::Create { ttl } } => {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -161,6 +162,15 @@ const READINGS: &[Column] = &[
 const TOKENS: &[Column] =
     &[("ID", "id"), ("STATE", "state"), ("EXPIRES", "expires_at"), ("USED BY", "used_by")];
 const API_TOKENS: &[Column] = &[("ID", "id"), ("ROLE", "role")];
+const ALERTS: &[Column] = &[
+    ("STATE", "state"),
+    ("NAME", "name"),
+    ("WHAT", "what"),
+    ("RAISED", "raised_at"),
+    ("CLEARED", "cleared_at"),
+    ("DEVICE", "device"),
+    ("ID", "id"),
+];
 const AUDIT: &[Column] = &[("AT", "at"), ("BY", "by"), ("WHAT", "what")];
 
 async fn status(node: &Node, format: Format) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ const KEPT: usize = 65_536;
 
 /// Tables whose keys are kept: those that are large and that somebody follows. Of all others one learns only that
 /// something was applied.
-const FOLLOWED: [Table; 4] = [Table::Units, Table::Devices, Table::Members, Table::Scripts];
+const FOLLOWED: [Table; 5] = [Table::Units, Table::Devices, Table::Members, Table::Scripts, Table::Alerts];
 
 /// A row that was put or removed.
 pub type Touched = (Table, Bytes);
@@ -26,7 +26,7 @@ pub type Touched = (Table, Bytes);
 pub struct Seen {
     /// More than is known: look at everything. `rows` is then empty.
     pub everything: bool,
-    /// Rows of units, devices, members and scripts, in the order of their changes, each once. Other tables may have
+    /// Rows of units, devices, members, scripts and alerts, in the order of their changes, each once. Other tables may have
     /// changed too.
     pub rows: Vec<Touched>,
 }

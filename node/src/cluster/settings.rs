@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use data_encoding::BASE64_NOPAD;
 use quire_coordinator::rows;
-use quire_coordinator::settings::{self, BadSettings, Settings};
+use quire_coordinator::settings::{self, BadSettings, Notify, Settings};
 use quire_coordinator::tables::Fault;
 use quire_proto::store::PutSettings;
 use zeroize::Zeroizing;
@@ -79,8 +79,9 @@ impl Cluster {
         }
         let hide = new.discovery.hide.iter().map(ToString::to_string).collect();
         let mut changes = before.changes(&new);
-        if !new.alerts.is_empty() {
-            changes.push("note: [[alert]] rules are kept, but have no effect in this version".to_owned());
+        let mail = |notify: &Notify| matches!(notify, Notify::Mail(_));
+        if new.mail.is_none() && new.alerts.iter().any(|rule| rule.notify.iter().any(mail)) {
+            changes.push("note: nobody gets mail until [mail] names a relay and a sender".to_owned());
         }
         let expire_after_ms = new.metering.expire_after_ms;
         let sweep_again = !first && before.finds_more(&new);
@@ -113,6 +114,7 @@ pub(crate) fn open_settings(keys: &Keys, toml: &str) -> Option<Settings> {
 /// A secret is bound to its kind, not to its place: entries may move up and down in the file.
 fn purpose(path: &str) -> Vec<u8> {
     let kind = path.rsplit('.').next().unwrap_or(path);
+    let kind = kind.split('[').next().unwrap_or(kind);
     format!("settings {kind}").into_bytes()
 }
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::listing::{Listing, Render};
-use super::{Site, devices, facts, guard, segments};
+use super::{Site, alerts, devices, facts, guard, segments};
 use crate::cluster::Space;
 
 /// Listings by token; the local control socket mounts [`listings`] without one.
@@ -40,6 +40,7 @@ pub(super) fn listings() -> Router<Arc<Site>> {
         .route("/api/v1/readings", get(readings))
         .route("/api/v1/reachability", get(reachability))
         .route("/api/v1/segments", get(found))
+        .route("/api/v1/alerts", get(list_alerts))
         .route("/api/v1/audit", get(audit))
         .merge(devices::listings())
 }
@@ -173,6 +174,10 @@ async fn found(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     answer(&headers, segments::list(&site.cluster.view(), settings.as_deref()))
 }
 
+async fn list_alerts(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    list(&site, &headers, Table::Alerts, Vec::new(), alerts::alert)
+}
+
 async fn audit(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     list(&site, &headers, Table::Audit, Vec::new(), facts::audit)
 }
@@ -200,6 +205,7 @@ fn openapi() -> Value {
             "/api/v1/readings": list("The readings, oldest first; ?since=TIME&device=ID"),
             "/api/v1/reachability": list("Which node reaches which segment"),
             "/api/v1/segments": list("The segments that nodes and routers made known"),
+            "/api/v1/alerts": list("The alerts, open ones first, then those of the last week that are cleared"),
             "/api/v1/audit": list("What operators did"),
         }
     })

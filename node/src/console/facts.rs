@@ -17,9 +17,6 @@ use crate::clock;
 use crate::cluster::{Cluster, Role, Standing};
 use crate::device::{Place, device_json};
 
-/// Misses in a row before a device counts as offline; one miss never does.
-const OFFLINE_AFTER: u32 = 2;
-
 /// Names by node id.
 pub(crate) type Names = BTreeMap<u64, String>;
 
@@ -74,6 +71,7 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     let unassigned = units.iter().filter(|unit| unit.node == 0).count();
     put(&mut object, "unassigned", json!(unassigned));
     put(&mut object, "devices", json!(meta.devices.saturating_sub(meta.expired)));
+    put(&mut object, "alerts", json!(meta.alerts_open));
     put(&mut object, "plan_epoch", json!(meta.plan_epoch));
     put(&mut object, "cluster_version", json!(meta.cluster_version));
     let schedule = cluster.settings().ok().flatten().map(|settings| settings.discovery.schedule.clone());
@@ -253,7 +251,7 @@ pub(crate) fn one_device(tables: &impl Read, id: &str) -> Result<Option<Value>, 
 
 fn device_row(row: &DeviceRow, names: &Names) -> Value {
     let mut reading = convert::decode(&row.reading).unwrap_or_default();
-    if row.misses >= OFFLINE_AFTER {
+    if row.misses >= rows::OFFLINE_AFTER {
         reading.status = Some(Status::Offline);
     }
     super::devices::overlay_typed(row, &mut reading);

@@ -3,6 +3,7 @@
 //!
 //! Architecture Invariant: nothing here writes tables or talks to devices; it proposes commands.
 
+mod alerts;
 mod api;
 pub(crate) mod bundle;
 mod control;
@@ -72,6 +73,7 @@ impl Site {
         }
         if let Ok(meta) = quire_coordinator::rows::meta(&self.cluster.view()) {
             metrics::gauge!("quire_devices").set(meta.devices as f64);
+            metrics::gauge!("quire_alerts_open").set(meta.alerts_open as f64);
             let pending = meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked);
             metrics::gauge!("quire_outbox_pending").set(pending as f64);
         }

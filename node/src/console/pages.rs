@@ -19,7 +19,7 @@ use quire_coordinator::tables::{Fault, Table};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Site, facts, guard, segments};
+use super::{Site, alerts, facts, guard, segments};
 use crate::cluster::Seen;
 
 /// Rows on one page: about a screenful of scrolling, and a bound on what one request renders.
@@ -37,6 +37,7 @@ pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
         .route("/", get(cluster))
         .route("/units", get(units))
         .route("/segments", get(found).post(segments::decide_on_page))
+        .route("/alerts", get(list_alerts))
         .route("/devices", get(devices))
         .route("/devices/{id}", get(device))
         .route("/events", get(events))
@@ -216,6 +217,34 @@ async fn found(State(site): State<Arc<Site>>) -> Response {
     }
 }
 
+#[derive(Template)]
+#[template(path = "alerts.html")]
+struct AlertsPage {
+    cluster: String,
+    alerts: Vec<Row>,
+    open: u64,
+    rules: usize,
+    next: String,
+    later: bool,
+}
+
+async fn list_alerts(State(site): State<Arc<Site>>, Query(search): Query<Search>) -> Response {
+    let (tables, from) = (site.cluster.view(), search.from());
+    let rules = site.cluster.settings().ok().flatten().map_or(0, |settings| settings.alerts.len());
+    let shown = alerts::page(&tables, &from, PAGE).and_then(|shown| Ok((shown, rows::meta(&tables)?)));
+    match shown {
+        Ok(((alerts, next), meta)) => page(&AlertsPage {
+            cluster: cluster_name(&site),
+            alerts: alerts.into_iter().map(Row).collect(),
+            open: meta.alerts_open,
+            rules,
+            next: cursor(next),
+            later: !from.is_empty(),
+        }),
+        Err(fault) => broken(&fault),
+    }
+}
+
 /// A key as an address can carry it.
 fn cursor(key: Option<Vec<u8>>) -> String {
     key.map(|key| BASE64URL_NOPAD.encode(&key)).unwrap_or_default()
@@ -319,6 +348,7 @@ fn concerns(path: &str, seen: &Seen) -> bool {
     match path {
         "/units" => touched(Table::Units),
         "/devices" => touched(Table::Devices),
+        "/alerts" => touched(Table::Alerts),
         _ => match path.strip_prefix("/devices/") {
             Some(id) => {
                 seen.everything || seen.rows.contains(&(Table::Devices, id.as_bytes().to_vec().into()))
@@ -366,6 +396,11 @@ mod tests {
         assert!(concerns("/devices", &device) && !concerns("/units", &device) && concerns("/", &device));
         assert!(concerns("/units", &seen(Table::Units, "any:10.0.0.0/24")));
         let everything = Seen { everything: true, rows: Vec::new() };
-        assert!(["/", "/units", "/devices", "/devices/d1"].iter().all(|path| concerns(path, &everything)));
+        assert!(concerns("/alerts", &seen(Table::Alerts, "0cluster")) && !concerns("/alerts", &device));
+        assert!(
+            ["/", "/units", "/alerts", "/devices", "/devices/d1"]
+                .iter()
+                .all(|path| concerns(path, &everything))
+        );
     }
 }

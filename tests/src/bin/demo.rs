@@ -47,6 +47,10 @@ struct Options {
     seconds: Option<u64>,
 }
 
+/// One printer in eight is nearly out of toner or ink.
+const RULES: &str = "\n[[alert]]\nname = \"low toner or ink\"\n\
+    when = '(supply.kind == \"toner\" || supply.kind == \"ink\") && supply.percent < 10'\nnotify = [\"upstream\"]\n";
+
 fn main() -> ExitCode {
     let options = Options::parse();
     // A thread of its own for the work: the children die with the thread that started them, and this one
@@ -129,7 +133,7 @@ fn run(cluster: &mut Cluster, fleet: &Fleet, spec: &Spec, options: &Options, sta
     }
     cluster.start_admin()?;
     cluster.enroll("demo")?;
-    cluster.apply(&settings(&[&segment(fleet)?], spec.port, 2000))?;
+    cluster.apply(&(settings(&[&segment(fleet)?], spec.port, 2000) + RULES))?;
     for node in cluster.nodes() {
         say(&format!("node {}    console http://{}  data {}", node.name, node.console, node.data.display()))?;
     }
