@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::cluster::{Cluster, ProposeError, Role};
 
+pub use ways::reach_map;
+
 /// How often the leader looks at its duties; a dead node is noticed at most this much later.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -387,7 +389,8 @@ fn certified(member: &Member) -> bool {
     !member.upstream_certificate_der.is_empty()
 }
 
-fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {
+/// A row of the plan, as the planner wants it.
+pub fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {
     let id: UnitId = row.unit.parse().ok()?;
     let segment = row.segment.parse().ok()?;
     let current = CurrentUnit {

@@ -1,7 +1,7 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
 //! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `collector leader upstream
-//! discovery console` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
+//! discovery console` < `config cli fuzz sim lib main`. A module imports from lower floors only; a test holds it so.
 
 pub mod cli;
 mod clock;
@@ -16,6 +16,8 @@ mod discovery;
 pub mod fuzz;
 mod leader;
 mod routes;
+#[doc(hidden)]
+pub mod sim;
 pub mod snmp;
 mod telemetry;
 pub mod tls;

@@ -15,4 +15,5 @@ pub mod printer;
 pub mod process;
 pub mod responder;
 pub mod routed;
+pub mod sim;
 pub mod world;

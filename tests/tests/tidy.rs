@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["snmp", "cluster", "routes"],
     &["device"],
     &["collector", "leader", "upstream", "discovery", "console"],
-    &["config", "cli", "fuzz", "lib", "main"],
+    &["config", "cli", "fuzz", "sim", "lib", "main"],
 ];
 
 /// Longest source file, in lines.

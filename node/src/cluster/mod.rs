@@ -34,6 +34,7 @@ mod recover;
 mod register;
 mod server;
 mod settings;
+pub(crate) mod sim;
 mod snapshot;
 mod spool;
 mod standing;

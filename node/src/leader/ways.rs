@@ -10,7 +10,7 @@ use quire_proto::store::{ReachRow, SegmentRow};
 
 /// Reported ways, and below them the distances at which nodes found segments: a fresh segment then begins with the
 /// nearest node instead of moving there later.
-pub(super) fn reach_map(rows: &[ReachRow], found: &[SegmentRow]) -> ReachMap {
+pub fn reach_map(rows: &[ReachRow], found: &[SegmentRow]) -> ReachMap {
     let mut map = ReachMap::new();
     for row in rows {
         let Some(reach) = &row.reach else { continue };
