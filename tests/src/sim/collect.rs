@@ -475,7 +475,7 @@ impl Node {
     fn share(&self) -> u64 {
         let rate = self.settings().1.discovery.rate;
         let heard = self.birth.disk.look(|image| rows::meta(&image.tables)).unwrap_or_default().heard;
-        let mates = members(&self.birth.disk).iter().filter(|member| {
+        let mates = members(&self.birth.disk).into_iter().filter(|member| {
             let there = member.id == self.birth.me || heard.iter().any(|heard| heard.node == member.id);
             member.zone == self.birth.zone && there
         });

@@ -13,12 +13,11 @@ use quire_node::sim::Admission;
 use quire_proto::cluster::AttendRequest;
 use quire_proto::cluster::attend_reply::Verdict;
 use quire_proto::id::NodeId;
-use tokio::task::JoinHandle;
 
 use super::net::{Ask, NoReply, Reply, within};
 use super::node::{Node, instant, members};
 use super::raft::Vote;
-use super::runtime::{lock, pick, sleep_ms, spawn, steady};
+use super::runtime::{JoinHandle, lock, pick, sleep_ms, spawn, steady};
 
 const OFTEN_MS: u64 = 5;
 const SELDOM_MS: u64 = 500;
