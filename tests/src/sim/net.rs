@@ -185,6 +185,13 @@ impl Net {
         state.cut.is_empty() && state.loss == 0 && state.slow == 0
     }
 
+    /// Whether what passes passes at once: nothing is lost or late.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        let state = lock(&self.state);
+        state.loss == 0 && state.slow == 0
+    }
+
     /// Whether a machine has power.
     #[must_use]
     pub fn is_dark(&self, machine: usize) -> bool {

@@ -109,7 +109,9 @@ pub struct Node {
     /// When its next packet may go out.
     pub next_turn: Mutex<Duration>,
     last_word: Mutex<Option<(Duration, u64)>>,
-    settings: Mutex<(u64, Arc<Settings>)>,
+    /// What may not be contacted, as the collector told it last.
+    pub exclude: Mutex<Vec<ipnet::IpNet>>,
+    settings: Mutex<(u64, Arc<Settings>, Duration)>,
 }
 
 /// How a process ended before it ran.
@@ -159,7 +161,8 @@ impl Node {
             present: Mutex::default(),
             next_turn: Mutex::default(),
             last_word: Mutex::default(),
-            settings: Mutex::new((0, Arc::new(Settings::default()))),
+            exclude: Mutex::default(),
+            settings: Mutex::new((0, Arc::new(Settings::default()), Duration::ZERO)),
             birth,
             process,
             world,
@@ -315,11 +318,16 @@ impl Node {
         let mut known = lock(&self.settings);
         if known.0 != index {
             match Settings::parse(&toml) {
-                Ok(settings) => *known = (index, Arc::new(settings)),
+                Ok(settings) => *known = (index, Arc::new(settings), steady()),
                 Err(bad) => self.checks.violated(format!("settings that nobody can read are in force: {bad}")),
             }
         }
         (known.0, Arc::clone(&known.1))
+    }
+
+    /// How long they have been in force here.
+    pub fn settings_age(&self) -> Duration {
+        steady().saturating_sub(lock(&self.settings).2)
     }
 
     /// How far the tables are here.

@@ -18,8 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use openraft::async_runtime::AsyncRuntime;
-use openraft::{Instant, OptionalSend, TokioRuntime};
+use openraft::Instant;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -400,7 +399,7 @@ pub struct Sleep {
 }
 
 impl Sleep {
-    fn until(until: Moment) -> Sleep {
+    pub(super) fn until(until: Moment) -> Sleep {
         Sleep { until, timer: None }
     }
 
@@ -462,8 +461,8 @@ impl fmt::Display for Elapsed {
 
 /// A future with an end.
 pub struct Timeout<F> {
-    sleep: Sleep,
-    inner: Pin<Box<F>>,
+    pub(super) sleep: Sleep,
+    pub(super) inner: Pin<Box<F>>,
 }
 
 impl<F: Future> Future for Timeout<F> {
@@ -480,68 +479,4 @@ impl<F: Future> Future for Timeout<F> {
 /// Waits for `inner`, but not longer than `by`.
 pub fn timeout<F: Future>(by: Duration, inner: F) -> Timeout<F> {
     Timeout { sleep: sleep(by), inner: Box::pin(inner) }
-}
-
-/// The runtime that openraft is given.
-#[derive(Debug)]
-pub struct SimRuntime;
-
-impl AsyncRuntime for SimRuntime {
-    type JoinError = Aborted;
-    type JoinHandle<T: OptionalSend + 'static> = JoinHandle<T>;
-    type Sleep = Sleep;
-    type Instant = Moment;
-    type TimeoutError = Elapsed;
-    type Timeout<R, T: Future<Output = R> + OptionalSend> = Timeout<T>;
-    type ThreadLocalRng = SmallRng;
-
-    fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
-    where
-        T: Future + OptionalSend + 'static,
-        T::Output: OptionalSend + 'static,
-    {
-        spawn(future)
-    }
-
-    fn sleep(duration: Duration) -> Sleep {
-        sleep(duration)
-    }
-
-    fn sleep_until(deadline: Moment) -> Sleep {
-        Sleep::until(deadline)
-    }
-
-    fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Timeout<F> {
-        timeout(duration, future)
-    }
-
-    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(deadline: Moment, future: F) -> Timeout<F> {
-        Timeout { sleep: Sleep::until(deadline), inner: Box::pin(future) }
-    }
-
-    fn is_panic(_join_error: &Self::JoinError) -> bool {
-        // A panic ends the whole run.
-        false
-    }
-
-    fn thread_rng() -> SmallRng {
-        dice()
-    }
-
-    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
-    type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
-    type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
-
-    fn new(_threads: usize) -> Self {
-        SimRuntime
-    }
-
-    fn block_on<F, T>(&mut self, future: F) -> T
-    where
-        F: Future<Output = T>,
-    {
-        // For openraft's own tests alone, which have no world.
-        futures::executor::block_on(future)
-    }
 }

@@ -162,7 +162,7 @@ async fn eventually<T>(within_ms: u64, mut look: impl FnMut() -> Option<T>) -> O
 async fn watch(world: World) {
     loop {
         sleep_ms(1_000).await;
-        if world.undisturbed() < BOUND || world.is_quiet() {
+        if world.undisturbed() < BOUND || world.is_quiet() || world.is_ill() || !world.net.is_calm() {
             continue;
         }
         if let Some(whole) = majority(&world) {

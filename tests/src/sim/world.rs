@@ -269,6 +269,12 @@ impl World {
         nodes.filter(|node| !node.process.is_still() && !node.process.is_dead()).collect()
     }
 
+    /// Whether a machine is ill without being down: its disk or its calendar is wrong.
+    #[must_use]
+    pub fn is_ill(&self) -> bool {
+        lock(&self.inner).machines.values().any(|here| !here.over && (here.broken_disk || here.calendar_ms != 0))
+    }
+
     /// The machine that a process runs on.
     #[must_use]
     pub fn machine_of(&self, process: &Arc<Process>) -> usize {
