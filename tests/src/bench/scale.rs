@@ -94,7 +94,12 @@ fn plans(size: Size) -> Result<Vec<Row>> {
         grouped(view.reach.values().map(|ways| ways.len() as f64).sum())
     );
     let (changes, first) = timed(|| planner::plan(&view));
-    ensure!(changes.len() == view.wanted.len(), "{} of {} units were placed", changes.len(), view.wanted.len());
+    ensure!(
+        changes.len() == view.wanted.len(),
+        "{} of {} units were placed",
+        changes.len(),
+        view.wanted.len()
+    );
     for change in changes {
         if let Change::Grant { unit, node, spec, cost, .. } = change {
             let row = CurrentUnit { owner: node, cost, granted_at: Millis(NOW), segment: spec.segment };
@@ -118,7 +123,11 @@ fn plans(size: Size) -> Result<Vec<Row>> {
         row("scale: first plan", ms(first), goal(first, false, 1.0, " s")),
         row("scale: cost spread within a zone", format!("{spread:.2} %"), goal(spread, false, 5.0, " %")),
         row("scale: a look at a plan that stands", ms(look), String::new()),
-        row("scale: one node dies", format!("{}, {lost} units move", ms(died)), goal(died * 1e3, false, 50.0, " ms")),
+        row(
+            "scale: one node dies",
+            format!("{}, {lost} units move", ms(died)),
+            goal(died * 1e3, false, 50.0, " ms"),
+        ),
     ])
 }
 
@@ -182,14 +191,19 @@ fn applies(size: Size) -> Result<Vec<Row>> {
     let on = format!(
         "entries of {RECORD} readings, one thread, tables in memory, no disk, each entry acknowledged upstream at once"
     );
-    let row = |what: &str, value: String, ratio: String| Row::new(what, "state machine", value, &on).against(ratio);
+    let row =
+        |what: &str, value: String, ratio: String| Row::new(what, "state machine", value, &on).against(ratio);
     let devices = grouped(f64::from(size.devices));
     let pace = |what: &str, seconds: f64| {
         let value = format!("{} devices/s", grouped(rate(seconds)));
         row(what, value, goal(rate(seconds), true, 50_000.0, "/s"))
     };
     Ok(vec![
-        row("scale: grants", format!("{} units/s", grouped(f64::from(size.segments) / grants)), String::new()),
+        row(
+            "scale: grants",
+            format!("{} units/s", grouped(f64::from(size.segments) / grants)),
+            String::new(),
+        ),
         pace(&format!("scale: {devices} devices learnt"), learnt.1),
         pace(&format!("scale: {devices} devices read again"), again.1),
         row(&format!("scale: {devices} devices in memory"), format!("{above:.0} MB"), String::new()),
@@ -215,7 +229,9 @@ fn grant(machine: &mut Machine, claim: u64, segments: u32) -> Result<Vec<u64>> {
             hops: Some(1),
         };
         let plan = Plan { claim, grants: some.iter().map(grant).collect(), drop_units: Vec::new() };
-        let Answer::Epoch(epoch) = machine.apply(Kind::Plan(plan))? else { anyhow::bail!("the plan was refused") };
+        let Answer::Epoch(epoch) = machine.apply(Kind::Plan(plan))? else {
+            anyhow::bail!("the plan was refused")
+        };
         epochs.extend(some.iter().map(|_| epoch));
     }
     Ok(epochs)
@@ -278,6 +294,8 @@ mod tests {
     fn a_small_scale_says_the_same_things() {
         let rows = rows(Size { nodes: 20, segments: 400, devices: 2_000 }).unwrap();
         assert_eq!(rows.len(), 8);
-        assert!(rows.iter().any(|row| row.what.ends_with("one node dies") && row.value.contains("20 units move")));
+        assert!(
+            rows.iter().any(|row| row.what.ends_with("one node dies") && row.value.contains("20 units move"))
+        );
     }
 }

@@ -3,7 +3,9 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use quire_tests::bench::{Row, bytes, failover, gentle, growth, load, machine, memory, reads, scale, show, sweep};
+use quire_tests::bench::{
+    Row, bytes, failover, gentle, growth, load, machine, memory, reads, scale, show, sweep,
+};
 use quire_tests::lab::Lab;
 use quire_tests::process::complain;
 use std::io::Write;

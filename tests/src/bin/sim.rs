@@ -61,7 +61,10 @@ fn all(options: &Options) -> Result<()> {
                         bad.push(wrong);
                     }
                     if let Ok(mut totals) = totals.lock() {
-                        report.counts.iter().for_each(|(what, many)| *totals.entry(what).or_default() += many);
+                        report
+                            .counts
+                            .iter()
+                            .for_each(|(what, many)| *totals.entry(what).or_default() += many);
                     }
                 }
             });
@@ -72,7 +75,8 @@ fn all(options: &Options) -> Result<()> {
         writeln!(out, "{many:>12} {what}").context("print")?;
     }
     let took = began.elapsed().as_secs_f64();
-    writeln!(out, "{} seeds of {} simulated minutes in {took:.0} s", options.seeds, options.minutes).context("print")?;
+    writeln!(out, "{} seeds of {} simulated minutes in {took:.0} s", options.seeds, options.minutes)
+        .context("print")?;
     let bad = bad.into_inner().unwrap_or_default();
     ensure!(bad.is_empty(), "{} of {} seeds failed:\n{}", bad.len(), options.seeds, bad.join("\n"));
     Ok(())
@@ -90,6 +94,9 @@ fn tell(report: &Report, options: &Options) -> Option<String> {
     };
     complain(&line);
     wrong.map(|wrong| {
-        format!("seed {}: {wrong}\n  again: quire-sim --from {} --seeds 1 --minutes {} --trace", report.seed, report.seed, options.minutes)
+        format!(
+            "seed {}: {wrong}\n  again: quire-sim --from {} --seeds 1 --minutes {} --trace",
+            report.seed, report.seed, options.minutes
+        )
     })
 }

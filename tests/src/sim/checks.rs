@@ -144,7 +144,9 @@ impl Checks {
         for (entry, answer) in entries.iter().zip(answers) {
             self.committed_entries_never_change(node, entry);
             let index = entry.log_id.index;
-            if index > frontier && let EntryPayload::Normal(proposal) = &entry.payload {
+            if index > frontier
+                && let EntryPayload::Normal(proposal) = &entry.payload
+            {
                 lock(&self.0).commands.insert(index, proposal.0.clone());
                 self.commanded(index, &proposal.0, answer);
             }
@@ -168,7 +170,9 @@ impl Checks {
     fn committed_entries_never_change(&self, node: u64, entry: &Entry) {
         let (index, said) = (entry.log_id.index, entry_digest(entry));
         let before = *lock(&self.0).entries.entry(index).or_insert(said);
-        self.holds(before == said, || format!("node {node} applies another entry at {index} than was applied there"));
+        self.holds(before == said, || {
+            format!("node {node} applies another entry at {index} than was applied there")
+        });
     }
 
     /// Tables are a function of the log alone: who has applied the same entries has the same rows, however the entries
@@ -205,7 +209,9 @@ impl Checks {
     /// A unit has one owner under one epoch: two grants of the same unit never share their fencing number.
     fn one_owner_of_a_grant(&self, unit: &str, epoch: u64, node: u64) {
         let before = *lock(&self.0).grants.entry((unit.to_owned(), epoch)).or_insert(node);
-        self.holds(before == node, || format!("unit {unit} has two owners under {epoch}: {before} and {node}"));
+        self.holds(before == node, || {
+            format!("unit {unit} has two owners under {epoch}: {before} and {node}")
+        });
     }
 
     fn recorded(&self, record: &Record) {
@@ -219,7 +225,12 @@ impl Checks {
             *through = observation.seq;
             ledger.observations.insert((record.node, observation.seq), digest(stored));
             if let Some(lines) = &mut ledger.lines {
-                lines.push(format!("{:9.3} node {} has recorded {}", elapsed().as_secs_f64(), record.node, observation.seq));
+                lines.push(format!(
+                    "{:9.3} node {} has recorded {}",
+                    elapsed().as_secs_f64(),
+                    record.node,
+                    observation.seq
+                ));
             }
             if matches!(observation.what, Some(What::Reading(_))) && !observation.facts_only {
                 let id = reading_id(CLUSTER_ID, NodeId(record.node), observation.seq);
@@ -236,7 +247,9 @@ impl Checks {
         let committed = lock(&self.0).observations.get(&(node, seq)).copied();
         self.holds(committed == Some(digest(stored)), || match committed {
             None => format!("node {node} forgets observation {seq}, which is not committed"),
-            Some(_) => format!("node {node} forgets observation {seq}, but another one was committed under that number"),
+            Some(_) => format!(
+                "node {node} forgets observation {seq}, but another one was committed under that number"
+            ),
         });
     }
 
@@ -244,7 +257,9 @@ impl Checks {
     pub fn acknowledged(&self, index: u64, command: &[u8]) {
         self.count("proposals acknowledged");
         let fine = lock(&self.0).commands.get(&index).is_some_and(|kept| kept.starts_with(command));
-        self.holds(fine, || format!("a command was acknowledged as entry {index}, which holds another, or none"));
+        self.holds(fine, || {
+            format!("a command was acknowledged as entry {index}, which holds another, or none")
+        });
         self.trace(&(index, command.len()));
     }
 }
@@ -272,8 +287,12 @@ impl Checks {
 
     /// Every committed reading is upstream. At the end of a run, when the outbox is empty.
     pub fn none_lost_on_the_way(&self) {
-        let lost: Vec<String> =
-            lock(&self.0).readings.iter().filter(|(_, seq)| seq.is_none()).map(|(id, _)| id.clone()).collect();
+        let lost: Vec<String> = lock(&self.0)
+            .readings
+            .iter()
+            .filter(|(_, seq)| seq.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
         self.holds(lost.is_empty(), || {
             format!("{} committed readings are not upstream, the first is {}", lost.len(), lost[0])
         });
@@ -285,7 +304,10 @@ impl Checks {
         let trial = (address.to_owned(), sweep.0, sweep.1, user);
         let before = lock(&self.0).trials.insert(trial, node);
         self.holds(before.is_none(), || {
-            format!("node {node} tries user {user} at {address} again in the sweep of {}: node {before:?} did", sweep.0)
+            format!(
+                "node {node} tries user {user} at {address} again in the sweep of {}: node {before:?} did",
+                sweep.0
+            )
         });
     }
 
@@ -306,7 +328,9 @@ impl Checks {
         sent.1 += packets;
         let sent = sent.1;
         drop(ledger);
-        self.holds(sent <= 2 * share + BURST, || format!("node {node} sends {sent} packets in a second; its part is {share}"));
+        self.holds(sent <= 2 * share + BURST, || {
+            format!("node {node} sends {sent} packets in a second; its part is {share}")
+        });
     }
 
     /// Within a bound of quorum every unit has a living owner, and a leader holds the claim. `bound` says how long the

@@ -188,7 +188,8 @@ impl Collector {
         if moved {
             self.roster.forget_foreign();
         }
-        let epochs: BTreeMap<UnitId, u64> = self.units.iter().map(|(id, row)| (id.clone(), row.epoch)).collect();
+        let epochs: BTreeMap<UnitId, u64> =
+            self.units.iter().map(|(id, row)| (id.clone(), row.epoch)).collect();
         self.stop(|running| match &running.task {
             Task::Sweep { unit, .. } => epochs.get(unit) != Some(&running.epoch),
             Task::Read { .. } => false,
@@ -205,7 +206,8 @@ impl Collector {
                     });
                 }
             });
-            let there: std::collections::BTreeSet<String> = devices.iter().map(|row| row.id.clone()).collect();
+            let there: std::collections::BTreeSet<String> =
+                devices.iter().map(|row| row.id.clone()).collect();
             devices.iter().for_each(|row| self.follow_device(row));
             self.roster.retain_devices(|id| there.contains(id.as_str()));
             return;
@@ -284,7 +286,8 @@ impl Collector {
                 }
                 Task::Read { device } => {
                     let row = self.node.birth.disk.look(|image| rows::device(&image.tables, device));
-                    let Some(row) = row.unwrap_or_default().filter(|row| !excluded(&self.settings, &row.address))
+                    let Some(row) =
+                        row.unwrap_or_default().filter(|row| !excluded(&self.settings, &row.address))
                     else {
                         self.roster.handle_done(&task, Millis(calendar_ms()));
                         continue;
@@ -309,10 +312,8 @@ fn excluded(settings: &Settings, address: &str) -> bool {
 }
 
 fn own_unit(id: &UnitId, row: &UnitRow) -> OwnUnit {
-    let progress = |sweep: &SweepMark| Progress {
-        started_at: Millis(sweep.started_at_ms),
-        finished: sweep.finished,
-    };
+    let progress =
+        |sweep: &SweepMark| Progress { started_at: Millis(sweep.started_at_ms), finished: sweep.finished };
     OwnUnit {
         unit: id.clone(),
         epoch: Epoch(row.epoch),

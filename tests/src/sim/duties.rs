@@ -87,15 +87,14 @@ impl Node {
             .collect()
     }
 
-    /// The last committed entry that each peer acknowledged.
+    /// The last committed entry that each node acknowledged, this one included.
     #[must_use]
     pub fn acked(&self) -> BTreeMap<u64, u64> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let Some(replication) = &metrics.replication else { return BTreeMap::new() };
         let committed = metrics.last_applied.map_or(0, |id| id.index);
-        let peers = replication.iter().filter(|(id, _)| **id != self.birth.me);
-        peers.map(|(id, at)| (*id, at.map_or(0, |id| id.index).min(committed))).collect()
+        replication.iter().map(|(id, at)| (*id, at.map_or(0, |id| id.index).min(committed))).collect()
     }
 
     fn lag(&self) -> BTreeMap<u64, u64> {
@@ -201,7 +200,8 @@ impl Leader {
         let led = self.leading.map_or(Duration::ZERO, |(_, since)| steady().saturating_sub(since));
         let lives = |id: &u64| {
             let silent = heard.get(id).copied();
-            let back = |since: &Duration| silent.is_some_and(|silent| silent < steady().saturating_sub(*since));
+            let back =
+                |since: &Duration| silent.is_some_and(|silent| silent < steady().saturating_sub(*since));
             silent.unwrap_or(led) < SILENT && gone.get(id).is_none_or(back)
         };
         let me = self.node.birth.me;

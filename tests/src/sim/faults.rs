@@ -69,7 +69,11 @@ fn later(world: &World, ms: u64, mend: impl FnOnce(&World) + Send + 'static) {
 
 fn kill(world: &World, machine: usize, dice: &mut SmallRng, power: bool) {
     let away = dice.random_range(50..20_000);
-    told(world, if power { "power cuts" } else { "kills" }, format!("machine {machine} dies for {away} ms, power {power}"));
+    told(
+        world,
+        if power { "power cuts" } else { "kills" },
+        format!("machine {machine} dies for {away} ms, power {power}"),
+    );
     world.stop(machine, power);
     later(world, away, move |world| world.start(machine));
 }
@@ -81,7 +85,11 @@ fn kill_leader(world: &World, dice: &mut SmallRng) {
 }
 
 fn freeze(world: &World, machine: usize, ms: u64, clocks: bool) {
-    told(world, if clocks { "suspensions" } else { "pauses" }, format!("machine {machine} stands still for {ms} ms, clocks {clocks}"));
+    told(
+        world,
+        if clocks { "suspensions" } else { "pauses" },
+        format!("machine {machine} stands still for {ms} ms, clocks {clocks}"),
+    );
     world.freeze(machine, true, clocks);
     later(world, ms, move |world| world.freeze(machine, false, clocks));
 }
@@ -105,8 +113,11 @@ fn one_way(world: &World, machines: &[usize], dice: &mut SmallRng, ms: u64) {
     let from = machines[dice.random_range(0..machines.len())];
     let alone = dice.random_range(0..2) == 0;
     let to = machines[dice.random_range(0..machines.len())];
-    let pairs: Vec<(usize, usize)> =
-        machines.iter().filter(|other| **other != from && (alone || **other == to)).map(|to| (from, *to)).collect();
+    let pairs: Vec<(usize, usize)> = machines
+        .iter()
+        .filter(|other| **other != from && (alone || **other == to))
+        .map(|to| (from, *to))
+        .collect();
     told(world, "one-way partitions", format!("nothing from {from} to {pairs:?} for {ms} ms"));
     pairs.iter().for_each(|(from, to)| world.net.cut(*from, *to, true));
     later(world, ms, move |world| pairs.iter().for_each(|(from, to)| world.net.cut(*from, *to, false)));
@@ -128,7 +139,11 @@ fn slow(world: &World, dice: &mut SmallRng, ms: u64) {
 
 fn disk(world: &World, machine: usize, dice: &mut SmallRng, ms: u64) {
     let full = dice.random_range(0..2) == 0;
-    told(world, if full { "full disks" } else { "slow disks" }, format!("the disk of machine {machine} is full {full} or slow for {ms} ms"));
+    told(
+        world,
+        if full { "full disks" } else { "slow disks" },
+        format!("the disk of machine {machine} is full {full} or slow for {ms} ms"),
+    );
     world.set_disk(machine, full, (!full).then_some((50, 1_500)));
     later(world, ms, move |world| world.set_disk(machine, false, None));
 }
@@ -144,7 +159,11 @@ fn upstream(world: &World, machine: usize, dice: &mut SmallRng, ms: u64) {
     let (there, back) = [(true, true), (false, true), (true, false)][dice.random_range(0..3)];
     let all = dice.random_range(0..2) == 0;
     let machines = if all { world.in_use() } else { vec![machine] };
-    told(world, "upstream away", format!("the Web Admin is cut off from {machines:?} for {ms} ms, {there} {back}"));
+    told(
+        world,
+        "upstream away",
+        format!("the Web Admin is cut off from {machines:?} for {ms} ms, {there} {back}"),
+    );
     for machine in &machines {
         world.net.cut(*machine, ADMIN, there);
         world.net.cut(ADMIN, *machine, back);
@@ -205,7 +224,8 @@ async fn remove(world: &World, node: u64) {
     for _ in 0..20 {
         let seat = world.healthy().into_iter().find(|other| other.birth.me != node);
         if let Some(seat) = seat {
-            let _ = command(&seat, Kind::RemoveMember(RemoveMember { id: node, by: "operator".to_owned() })).await;
+            let _ = command(&seat, Kind::RemoveMember(RemoveMember { id: node, by: "operator".to_owned() }))
+                .await;
             if !members(&seat.birth.disk).iter().any(|member| member.id == node) {
                 world.checks.count("removals");
                 return;
@@ -247,15 +267,28 @@ async fn clone(world: &World, machine: usize, dice: &mut SmallRng) {
     let image = if dice.random_range(0..2) == 0 { world.image(machine).unwrap_or(image) } else { image };
     let copy = world.next_machine();
     told(world, "clones", format!("machine {copy} is a copy of machine {machine}"));
-    world.install(Birth { machine: copy, disk: super::disk::Disk::new(image), rightful: false, ..birth });
+    // Nobody can tell which of two is the copy: one of them is to be shut out, whichever others were in touch with.
+    world.doubt(machine);
+    world.install(Birth {
+        machine: copy,
+        disk: super::disk::Disk::new(image),
+        rightful: false,
+        ..birth.clone()
+    });
     world.start(copy);
     let until = elapsed() + Duration::from_secs(60);
-    while elapsed() < until && world.process_on(copy).is_some() {
+    let both = || world.process_on(copy).is_some() && world.process_on(machine).is_some();
+    while elapsed() < until && both() {
         sleep_ms(500).await;
     }
-    if world.process_on(copy).is_some() {
-        world.checks.violated(format!("machine {copy}, a copy, is not shut out"));
+    if both() {
+        return world.checks.violated(format!("machines {machine} and {copy} are one node, and both run"));
     }
+    if world.process_on(copy).is_none() {
+        return world.retire(copy);
+    }
+    world.checks.count("originals shut out");
+    fence_off(world, machine, &birth).await;
     world.retire(copy);
 }
 

@@ -144,7 +144,8 @@ impl Machine {
         let (tables, applied, mut membership) = self.disk.look(|image| {
             // The overlay borrows its base for longer than the lock is held, so the entries are applied under it.
             let mut overlay = Overlay::new(&image.tables);
-            let applied = entries.iter().map(|entry| obey(&mut overlay, entry)).collect::<io::Result<Vec<_>>>();
+            let applied =
+                entries.iter().map(|entry| obey(&mut overlay, entry)).collect::<io::Result<Vec<_>>>();
             let writes: Vec<(Table, Bytes, Option<Bytes>)> = overlay.into_writes().collect();
             (writes, applied, image.membership.clone())
         });
@@ -195,7 +196,8 @@ impl RaftStateMachine<Types> for Machine {
         Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
     {
         // Of any size, so that nodes cut the same entries differently and must come to the same state.
-        let mut chunks = entries.ready_chunks(usize::try_from(pick(1..TOGETHER as u64 + 1)).unwrap_or(TOGETHER));
+        let mut chunks =
+            entries.ready_chunks(usize::try_from(pick(1..TOGETHER as u64 + 1)).unwrap_or(TOGETHER));
         while let Some(chunk) = chunks.next().await {
             let (mut entries, mut responders) = (Vec::new(), Vec::new());
             for item in chunk {

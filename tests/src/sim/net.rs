@@ -307,6 +307,9 @@ impl Net {
 }
 
 /// How long a caller waits.
-pub async fn within<T>(patience: Duration, call: impl Future<Output = Result<T, NoReply>>) -> Result<T, NoReply> {
+pub async fn within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, NoReply>>,
+) -> Result<T, NoReply> {
     super::runtime::timeout(patience, call).await.unwrap_or(Err(NoReply::Lost))
 }

@@ -132,7 +132,8 @@ impl Node {
         config.enable_elect = open;
         let feed = Feed::new();
         let machine = Machine::new(birth.disk.clone(), feed.clone(), checks.clone(), birth.me);
-        let links = Links { machine: birth.machine, me: birth.me, net: net.clone(), disk: birth.disk.clone() };
+        let links =
+            Links { machine: birth.machine, me: birth.me, net: net.clone(), disk: birth.disk.clone() };
         let raft = Raft::new(birth.me, Arc::new(config), links, Log(birth.disk.clone()), machine).await;
         let raft = raft.map_err(|fatal| fatal.to_string())?;
         if birth.founds {
@@ -319,7 +320,9 @@ impl Node {
         if known.0 != index {
             match Settings::parse(&toml) {
                 Ok(settings) => *known = (index, Arc::new(settings), steady()),
-                Err(bad) => self.checks.violated(format!("settings that nobody can read are in force: {bad}")),
+                Err(bad) => {
+                    self.checks.violated(format!("settings that nobody can read are in force: {bad}"))
+                }
             }
         }
         (known.0, Arc::clone(&known.1))

@@ -156,10 +156,15 @@ async fn attend(node: Arc<Node>, other: u64) {
         let ask = Ask::Attend(asks, Arc::clone(&node.process));
         match within(DIAL, links.ask(other, node.known_peer(other), ask)).await {
             Ok(Reply::Verdict(verdict)) => {
-                let outdated = verdict == Verdict::Older
-                    && waiting
-                    && *node.admission.borrow() != Admission::Waiting;
+                let outdated =
+                    verdict == Verdict::Older && waiting && *node.admission.borrow() != Admission::Waiting;
                 if !outdated {
+                    node.checks.tell(|| {
+                        format!(
+                            "machine {}, node {}: node {other} says {verdict:?}",
+                            node.birth.machine, node.birth.me
+                        )
+                    });
                     lock(&node.answers).handle(other, verdict, instant(steady()));
                     judge(&node);
                 }

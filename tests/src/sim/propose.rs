@@ -8,6 +8,7 @@ use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use prost::Message as _;
+use quire_node::sim::Admission;
 use quire_proto::store::command::Kind;
 use quire_proto::store::{Command, Outcome, outcome};
 
@@ -92,6 +93,10 @@ impl Node {
     async fn until_done(self: &Arc<Self>, command: &Bytes) -> Outcome {
         let mut told = None;
         for round in 0_usize.. {
+            if *self.admission.borrow() != Admission::Open {
+                sleep_ms(PAUSE_MS).await;
+                continue;
+            }
             let target = told.take().or_else(|| self.leader()).or_else(|| self.anybody(round));
             let tried = match target {
                 Some(node) if node == self.birth.me => self.here(command).await,

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use quire_coordinator::planner;
 use quire_coordinator::rows;
+use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_node::sim::Admission;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{AuditRow, CreateToken, Enroll, Join, PutSettings, UnitRow};
-use quire_coordinator::tables::{ReadExt as _, Table};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -138,7 +138,12 @@ pub async fn join(world: &World) -> bool {
 /// An operator applies settings.
 pub async fn apply_settings(world: &World, toml: String) {
     if let Some(node) = leader(world).or_else(|| world.healthy().first().cloned()) {
-        let put = PutSettings { toml, by: "operator".to_owned(), hide: Vec::new(), expire_after_ms: 42 * 86_400_000 };
+        let put = PutSettings {
+            toml,
+            by: "operator".to_owned(),
+            hide: Vec::new(),
+            expire_after_ms: 42 * 86_400_000,
+        };
         let _ = command(&node, Kind::PutSettings(put)).await;
     }
 }
@@ -207,7 +212,11 @@ fn unowned(world: &World, whole: &[Arc<Node>]) -> Option<String> {
     }
     let (units, rows, reaches) = leader.birth.disk.look(|image| {
         let units: Vec<UnitRow> = rows::units(&image.tables).unwrap_or_default();
-        (units, rows::members(&image.tables).unwrap_or_default(), rows::reaches(&image.tables).unwrap_or_default())
+        (
+            units,
+            rows::members(&image.tables).unwrap_or_default(),
+            rows::reaches(&image.tables).unwrap_or_default(),
+        )
     });
     for (unit, spec) in planner::units(&settings) {
         let Some(row) = units.iter().find(|row| row.unit == unit.as_str()) else {
@@ -220,7 +229,8 @@ fn unowned(world: &World, whole: &[Arc<Node>]) -> Option<String> {
             let cut = reaches.iter().any(|row| {
                 let reach = row.reach.as_ref();
                 row.node == node.birth.me
-                    && reach.is_some_and(|reach| reach.segment == spec.segment.to_string() && !reach.reachable)
+                    && reach
+                        .is_some_and(|reach| reach.segment == spec.segment.to_string() && !reach.reachable)
             });
             stays && near && !cut
         };
@@ -264,7 +274,9 @@ async fn heal(world: &World) {
         }
     }
     if world.checks.violation().is_none() {
-        world.checks.violated(format!("not whole {} s after everything was mended: {why}", CONVERGE.as_secs()));
+        world
+            .checks
+            .violated(format!("not whole {} s after everything was mended: {why}", CONVERGE.as_secs()));
     }
 }
 
@@ -303,7 +315,11 @@ fn unsettled(world: &World, empty: bool) -> Option<String> {
     if empty {
         let waits = nodes.iter().find(|node| node.spool.waiting() > 0);
         if let Some(node) = waits {
-            return Some(format!("node {} has {} observations in its spool", node.birth.me, node.spool.waiting()));
+            return Some(format!(
+                "node {} has {} observations in its spool",
+                node.birth.me,
+                node.spool.waiting()
+            ));
         }
         let pending = meta.outbox_next.saturating_sub(1).saturating_sub(meta.outbox_acked);
         if pending > 0 {

@@ -14,9 +14,7 @@ use quire_node::sim::entries;
 use quire_proto::id::{Epoch, Millis};
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
-use quire_proto::store::{
-    Ack, Ask, Link, Meta, OutboxEntry, PutUpstreamIdentities, UpstreamIdentity,
-};
+use quire_proto::store::{Ack, Ask, Link, Meta, OutboxEntry, PutUpstreamIdentities, UpstreamIdentity};
 use tokio::sync::{mpsc, watch};
 
 use super::checks::Checks;
@@ -33,11 +31,20 @@ const DEAF_MS: u64 = 10_000;
 
 /// What a site sends.
 enum Up {
-    Hello { node: u64, base: u64 },
-    Batch { first: u64, entries: Vec<Bytes> },
+    Hello {
+        node: u64,
+        base: u64,
+    },
+    Batch {
+        first: u64,
+        entries: Vec<Bytes>,
+    },
     /// All is well; is there something to do?
     CheckIn,
-    Done { job: String, ok: bool },
+    Done {
+        job: String,
+        ok: bool,
+    },
 }
 
 /// What the Web Admin answers.

@@ -67,9 +67,9 @@ impl Spool {
     /// Forgets everything through a number; with `checks`, all of it must be committed.
     pub fn trim(&self, through: u64, checks: Option<&Checks>) {
         let through = through.min(lock(&self.state).next - 1);
-        let gone: Vec<(u64, Bytes)> = self
-            .disk
-            .look(|image| image.spool.range(..=through).map(|(seq, stored)| (*seq, stored.clone())).collect());
+        let gone: Vec<(u64, Bytes)> = self.disk.look(|image| {
+            image.spool.range(..=through).map(|(seq, stored)| (*seq, stored.clone())).collect()
+        });
         if let Some(checks) = checks {
             gone.iter().for_each(|(seq, stored)| checks.forgotten_is_committed(self.me, *seq, stored));
         }

@@ -118,7 +118,11 @@ impl RaftNetworkV2<Types> for Link {
         }
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> RpcResult<VoteResponse<Types>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> RpcResult<VoteResponse<Types>> {
         match self.within(RPCTypes::Vote, option.soft_ttl(), Ask::PreVote(rpc)).await? {
             Reply::Vote(reply) => Ok(reply),
             other => Err(strange(&other)),

@@ -48,6 +48,8 @@ struct Machine {
     /// Out of use: removed, or refused by the others for good.
     over: bool,
     broken_disk: bool,
+    /// There is or was a copy of it.
+    doubted: bool,
 }
 
 impl World {
@@ -89,6 +91,7 @@ impl World {
             calendar_ms: 0,
             over: false,
             broken_disk: false,
+            doubted: false,
         };
         lock(&self.inner).machines.insert(birth.machine, machine);
     }
@@ -106,7 +109,8 @@ impl World {
             let mut inner = lock(&self.inner);
             inner.serial += 1;
             let serial = inner.serial;
-            let Some(here) = inner.machines.get_mut(&machine).filter(|m| m.process.is_none() && !m.over) else {
+            let Some(here) = inner.machines.get_mut(&machine).filter(|m| m.process.is_none() && !m.over)
+            else {
                 return;
             };
             let process = Process::new(serial, here.calendar_ms);
@@ -158,8 +162,10 @@ impl World {
             self.checks.tell(|| format!("machine {machine} is shut out: {why}"));
             self.checks.count("processes shut out");
             let removed = why.contains("was removed");
-            if node.birth.rightful && !removed {
-                self.checks.violated(format!("machine {machine} has the newest directory and is shut out: {why}"));
+            let doubted = lock(&self.inner).machines.get(&machine).is_some_and(|here| here.doubted);
+            if node.birth.rightful && !removed && !doubted {
+                self.checks
+                    .violated(format!("machine {machine} has the newest directory and is shut out: {why}"));
             }
             if let Some(here) = lock(&self.inner).machines.get_mut(&machine) {
                 here.over = true;
@@ -241,6 +247,14 @@ impl World {
         }
     }
 
+    /// There is a copy of what a machine has: its process may be taken for that.
+    pub fn doubt(&self, machine: usize) {
+        let mut inner = lock(&self.inner);
+        if let Some(here) = inner.machines.get_mut(&machine) {
+            here.doubted = true;
+        }
+    }
+
     /// What a machine was installed with.
     #[must_use]
     pub fn birth(&self, machine: usize) -> Option<Birth> {
@@ -272,7 +286,10 @@ impl World {
     /// Whether a machine is ill without being down: its disk or its calendar is wrong.
     #[must_use]
     pub fn is_ill(&self) -> bool {
-        lock(&self.inner).machines.values().any(|here| !here.over && (here.broken_disk || here.calendar_ms != 0))
+        lock(&self.inner)
+            .machines
+            .values()
+            .any(|here| !here.over && (here.broken_disk || here.calendar_ms != 0))
     }
 
     /// The machine that a process runs on.
