@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench fuzz setup lint fmt clean containers deny
+.PHONY: help demo test build bench sim fuzz setup lint fmt clean containers deny
 
 # Cargo with the distribution's RocksDB.
 CARGO := deploy/cargo.sh
@@ -38,6 +38,11 @@ bench: ## the benchmarks, one table; BENCH="--part sweep" for a part (docs/bench
 	@deploy/setup.sh bench
 	@$(CARGO) build --release --locked --bins
 	@exec target/release/quire-bench $(BENCH)
+
+sim: ## whole clusters under virtual time from seeds, everything breaking; SIM="--seeds 1000 --from 1"
+	@deploy/setup.sh build
+	@$(CARGO) build --release --locked --bin quire-sim
+	@exec target/release/quire-sim $(SIM)
 
 fuzz: ## every decoder under libFuzzer, FUZZ_SECONDS (60) each
 	@deploy/setup.sh fuzz

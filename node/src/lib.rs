@@ -1,7 +1,8 @@
 //! Acts: SNMP, Raft runtime, RocksDB, gRPC, console and command line of a Quire node.
 //!
 //! Floors, lowest first: `clock dice tls telemetry` < `snmp cluster routes` < `device` < `doctor` < `collector leader
-//! upstream discovery console alerts` < `config cli lib main`. A module imports from lower floors only; a test holds it so.
+//! upstream discovery console alerts` < `config cli fuzz sim lib main`. A module imports from lower floors only; a test
+//! holds it so.
 
 mod alerts;
 pub mod cli;
@@ -18,6 +19,8 @@ mod doctor;
 pub mod fuzz;
 mod leader;
 mod routes;
+#[doc(hidden)]
+pub mod sim;
 pub mod snmp;
 mod telemetry;
 pub mod tls;
@@ -34,7 +37,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use alerts::{Alerter, Notifier};
-use cluster::{Cluster, Start};
+use cluster::{Cluster, Standing, Start};
 use collector::{Collector, Explorer, LocalPrinters, Reachability, Reporter, ScriptKeeper};
 use config::NodeOptions;
 use console::Site;
@@ -130,11 +133,25 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<After> {
     ended.map(|()| if recover.is_cancelled() { After::Recover } else { After::End })
 }
 
-/// Ends the process whose directory other members know to be an old one or a copy.
+/// Ends the process whose directory other members know to be an old one or a copy, and the one whose Raft has stopped:
+/// what supervises it starts another, which goes on as soon as the disk lets it.
 async fn fence(cluster: Cluster, stop: CancellationToken) -> anyhow::Result<()> {
     tokio::select! {
         why = cluster.fenced() => Err(anyhow!(why)),
+        why = failed(cluster.watch()) => Err(anyhow!("Raft has stopped: {why}")),
         () = stop.cancelled() => Ok(()),
+    }
+}
+
+/// Waits until Raft has stopped for good, and answers why.
+async fn failed(mut standing: watch::Receiver<Standing>) -> String {
+    loop {
+        if let Some(why) = &standing.borrow_and_update().failed {
+            return why.clone();
+        }
+        if standing.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 
@@ -220,3 +237,18 @@ const LEAVING: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long tasks may take to stop.
 const STOPPING: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_whose_raft_has_stopped_does_not_live_on() {
+        let (tell, standing) = watch::channel(Standing::default());
+        let ending = failed(standing);
+        tokio::pin!(ending);
+        assert!(futures::poll!(ending.as_mut()).is_pending());
+        tell.send_modify(|now| now.failed = Some("no space left on device".to_owned()));
+        assert_eq!(ending.await, "no space left on device");
+    }
+}

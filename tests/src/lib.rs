@@ -15,5 +15,6 @@ pub mod printer;
 pub mod process;
 pub mod responder;
 pub mod routed;
+pub mod sim;
 pub mod website;
 pub mod world;

@@ -17,7 +17,7 @@ const PREDECESSOR: Duration = Duration::from_secs(8);
 
 /// What this process may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
+pub enum Admission {
     /// Nothing yet.
     Waiting,
     /// Take part.
@@ -28,7 +28,7 @@ pub(crate) enum Admission {
 
 /// What others said of this process.
 #[derive(Default)]
-pub(crate) struct Answers {
+pub struct Answers {
     welcome: BTreeSet<u64>,
     unreachable: BTreeSet<u64>,
     duplicate: BTreeMap<u64, Instant>,
@@ -38,7 +38,7 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// A node's word.
-    pub(crate) fn handle(&mut self, node: u64, verdict: Verdict, now: Instant) {
+    pub fn handle(&mut self, node: u64, verdict: Verdict, now: Instant) {
         self.unreachable.remove(&node);
         match verdict {
             Verdict::Welcome => {
@@ -58,20 +58,20 @@ impl Answers {
     }
 
     /// A node that can't be asked now.
-    pub(crate) fn handle_unreachable(&mut self, node: u64) {
+    pub fn handle_unreachable(&mut self, node: u64) {
         self.unreachable.insert(node);
         // Whoever is gone has no other process of ours in sight either.
         self.duplicate.remove(&node);
     }
 
     /// Whether somebody sees this process twice.
-    pub(crate) fn doubted(&self) -> bool {
+    pub fn doubted(&self) -> bool {
         !self.duplicate.is_empty()
     }
 
     /// What follows, for a process that has waited since `since` for `others`; `voters` includes `me` if it
     /// votes.
-    pub(crate) fn admission(
+    pub fn admission(
         &self,
         me: u64,
         voters: &BTreeSet<u64>,

@@ -33,7 +33,7 @@ pub struct Seen {
 
 /// Where the state machine tells of changes; clones share it.
 #[derive(Clone)]
-pub(crate) struct Feed {
+pub struct Feed {
     ring: Arc<Mutex<Ring>>,
     /// Counts what was told.
     told: watch::Sender<u64>,
@@ -53,7 +53,9 @@ impl Ring {
 }
 
 impl Feed {
-    pub(crate) fn new() -> Self {
+    /// Nobody follows yet.
+    #[allow(clippy::new_without_default, reason = "a feed belongs to one state machine")]
+    pub fn new() -> Self {
         Feed::holding(KEPT)
     }
 
@@ -67,12 +69,12 @@ impl Feed {
     }
 
     /// True for the keys that [`Feed::tell`] wants.
-    pub(crate) fn wants(table: Table) -> bool {
+    pub fn wants(table: Table) -> bool {
         FOLLOWED.contains(&table)
     }
 
     /// Tells of a batch that readers see by now.
-    pub(crate) fn tell(&self, touched: Vec<Touched>) {
+    pub fn tell(&self, touched: Vec<Touched>) {
         {
             let mut ring = self.ring();
             ring.kept.extend(touched);
@@ -84,7 +86,7 @@ impl Feed {
     }
 
     /// Tells that everything may be another: a snapshot was installed.
-    pub(crate) fn tell_everything(&self) {
+    pub fn tell_everything(&self) {
         {
             let mut ring = self.ring();
             // A jump that no follower has seen.
@@ -94,7 +96,8 @@ impl Feed {
         self.told.send_modify(|count| *count += 1);
     }
 
-    pub(crate) fn follow(&self) -> Changes {
+    /// One that has seen nothing yet.
+    pub fn follow(&self) -> Changes {
         let told = self.told.subscribe();
         Changes { feed: self.clone(), told, next: None }
     }

@@ -93,7 +93,7 @@ impl Engine {
         let log = Log::new(store.clone(), writer);
         let raft = Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine).await;
         let raft = raft.map_err(OpenError::during("open the log"))?;
-        let proposer = Proposer { me: me.id.0, raft, net, store: store.clone() };
+        let proposer = Proposer { me: me.id.0, raft, net, store: store.clone(), admission: None };
         Ok(Engine { proposer, feed, joiner })
     }
 
@@ -211,8 +211,9 @@ pub(crate) async fn launch(
     let introduction = Introduction { session: random16()?, boot };
     let elect = gate == Admission::Open;
     let engine = Engine::start(&me, &store, connector, introduction, tuning, elect).await?;
-    let Engine { proposer, feed, joiner } = engine;
+    let Engine { mut proposer, feed, joiner } = engine;
     let start = Start::new(&proposer.raft, &store, gate).await.map_err(OpenError::during("open the log"))?;
+    proposer.admission = Some(start.admission.subscribe());
     let shared = Shared {
         last_word: LastWord::default(),
         leaving: watch::Sender::new(false),

@@ -37,6 +37,7 @@ mod recover;
 mod register;
 mod server;
 mod settings;
+pub(crate) mod sim;
 mod snapshot;
 mod space;
 mod spool;
@@ -413,7 +414,7 @@ impl Cluster {
         gone.iter().map(|(id, since)| (*id, now.saturating_duration_since(*since))).collect()
     }
 
-    /// The last committed entry that each peer acknowledged; empty unless this node leads.
+    /// The last committed entry that each node acknowledged, this one included; empty unless this node leads.
     pub fn acked(&self) -> BTreeMap<NodeId, u64> {
         standing::acked(&self.proposer().raft)
     }

@@ -13,8 +13,10 @@ use prost::Message;
 use quire_coordinator::tables::{ReadExt, Table};
 use quire_proto::cluster::propose_reply;
 use quire_proto::store::{Command, Member, Outcome, command, outcome};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::admission::Admission;
 use super::network::{Net, known_peer};
 use super::raft::{Proposal, Raft};
 use super::store::Store;
@@ -54,6 +56,8 @@ pub(crate) struct Proposer {
     pub(crate) raft: Raft,
     pub(crate) net: Net,
     pub(crate) store: Store,
+    /// Whether this process may take part; `None` where nobody else is there to say so.
+    pub(crate) admission: Option<watch::Receiver<Admission>>,
 }
 
 impl fmt::Debug for Proposer {
@@ -143,6 +147,10 @@ impl Proposer {
     async fn until_done(&self, command: &Bytes, sent: &mut bool) -> Result<Outcome, ProposeError> {
         let mut told = None;
         for round in 0_usize.. {
+            if !self.takes_part() {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
             let target = told.take().or_else(|| self.leader()).or_else(|| self.anybody(round));
             let tried = match target {
                 Some(node) if node == self.me => {
@@ -167,6 +175,12 @@ impl Proposer {
             }
         }
         Err(ProposeError::NoQuorum)
+    }
+
+    /// A process that is not admitted may be a copy of one that is: under that one's name, it would have the cluster take
+    /// its observations for the other's, whose own are then dropped as known.
+    fn takes_part(&self) -> bool {
+        self.admission.as_ref().is_none_or(|admission| *admission.borrow() == Admission::Open)
     }
 
     fn leader(&self) -> Option<u64> {

@@ -48,6 +48,25 @@ fn key_of(node: u64) -> Vec<u8> {
     [key::SEEN, node.to_be_bytes().as_slice()].concat()
 }
 
+/// What an introduction means to one who remembers `seen` of that node, and has `present` of its processes in touch:
+/// refused, or welcome, with what is to be remembered from now on where that changed.
+///
+/// # Errors
+/// The refusal.
+pub fn judge(present: Option<&Bytes>, seen: &Seen, asks: &AttendRequest) -> Result<Option<Seen>, Verdict> {
+    if present.is_some_and(|session| *session != asks.session) {
+        return Err(Verdict::Duplicate);
+    }
+    if seen.session == asks.session {
+        return Ok(None);
+    }
+    // The same count in another process: two histories of one directory.
+    if asks.boot <= seen.boot || asks.last < seen.acked {
+        return Err(Verdict::Older);
+    }
+    Ok(Some(Seen { boot: asks.boot, session: asks.session.clone(), acked: seen.acked }))
+}
+
 impl Register {
     pub(crate) fn new(store: Store) -> Self {
         Register { store, present: Arc::default() }
@@ -68,19 +87,14 @@ impl Register {
     /// Judges an introduction; who is welcome has a place for as long as it keeps it.
     pub(crate) fn admit(&self, node: u64, asks: &AttendRequest) -> std::io::Result<Result<Place, Verdict>> {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        if present.get(&node).is_some_and(|(session, _)| *session != asks.session) {
-            return Ok(Err(Verdict::Duplicate));
-        }
-        let mut seen = self.seen(node)?;
-        if seen.session != asks.session {
-            // The same count in another process: two histories of one directory.
-            if asks.boot <= seen.boot || asks.last < seen.acked {
-                return Ok(Err(Verdict::Older));
+        match judge(present.get(&node).map(|(session, _)| session), &self.seen(node)?, asks) {
+            Err(verdict) => return Ok(Err(verdict)),
+            Ok(None) => {}
+            Ok(Some(seen)) => {
+                let mut batch = WriteBatch::default();
+                self.put(&mut batch, node, &seen)?;
+                self.store.write(batch)?;
             }
-            (seen.boot, seen.session) = (asks.boot, asks.session.clone());
-            let mut batch = WriteBatch::default();
-            self.put(&mut batch, node, &seen)?;
-            self.store.write(batch)?;
         }
         present.entry(node).or_insert_with(|| (asks.session.clone(), 0)).1 += 1;
         Ok(Ok(Place { register: self.clone(), node }))

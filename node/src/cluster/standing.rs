@@ -135,14 +135,16 @@ pub(crate) fn heard(raft: &Raft, last_word: &LastWord) -> BTreeMap<NodeId, Durat
     heard.collect()
 }
 
-/// The last committed entry that each peer acknowledged; empty unless this node leads.
+/// The last committed entry that each node acknowledged, this one included, for it counts among the majority that
+/// committed it; empty unless this node leads.
 pub(crate) fn acked(raft: &Raft) -> BTreeMap<NodeId, u64> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let Some(replication) = &metrics.replication else { return BTreeMap::new() };
     let committed = metrics.last_applied.map_or(0, |id| id.index);
-    let peers = replication.iter().filter(|(id, _)| **id != metrics.id);
-    peers.map(|(id, at)| (NodeId(*id), at.map_or(0, |id| id.index).min(committed))).collect()
+    // Of itself it knows what is on its disk, as of the others.
+    let nodes = replication.iter();
+    nodes.map(|(id, at)| (NodeId(*id), at.map_or(0, |id| id.index).min(committed))).collect()
 }
 
 /// How many log entries each peer lacks; empty unless this node leads.

@@ -33,6 +33,7 @@ use crate::device::script::Scripts;
 use crate::tls::{Connector, Identity};
 
 pub(crate) use enroll::enroll;
+pub use session::entries;
 use session::{Ended, Session};
 
 /// The name in the Web Admin's certificate, wherever it is reached.

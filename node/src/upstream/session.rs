@@ -338,7 +338,10 @@ impl Welcomed {
 
 /// Entries as stored from the first wanted number on, as many as a batch may hold but always one, and the number that
 /// they reach. Numbers that no entry has are superseded: one small entry says so of a whole run of them.
-fn entries(tables: &impl Read, want: Fetch) -> anyhow::Result<(Vec<Bytes>, u64)> {
+///
+/// # Errors
+/// When the store fails.
+pub fn entries(tables: &impl Read, want: Fetch) -> anyhow::Result<(Vec<Bytes>, u64)> {
     let mut entries: Vec<Bytes> = Vec::new();
     let (mut next, mut octets) = (want.from, 0);
     let gap = |from: u64, through: u64| {

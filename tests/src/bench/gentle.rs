@@ -67,11 +67,9 @@ pub fn cluster(rounds: usize) -> Result<(Seen, u32)> {
 fn say(seen: &Seen) -> String {
     let seconds = seen.millis as f64 / 1000.0;
     format!(
-        "{} packets in the busiest second, {} in flight a device, {} SETs",
-        seen.second_max, seen.in_flight_max, seen.sets
-    ) + &format!(
-        " ({} packets in {seconds:.1} s, {} repeated, {} crowded)",
-        seen.packets_in, seen.repeated, seen.crowded
+        "{} packets in the busiest second, {} in flight a device, {} SETs ({} packets in {seconds:.1} s, {} repeated, {} \
+         crowded)",
+        seen.second_max, seen.in_flight_max, seen.sets, seen.packets_in, seen.repeated, seen.crowded
     )
 }
 

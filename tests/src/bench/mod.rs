@@ -10,6 +10,7 @@ pub mod measure;
 pub mod memory;
 pub mod peers;
 pub mod reads;
+pub mod scale;
 pub mod sweep;
 
 use crate::cluster::Programs;

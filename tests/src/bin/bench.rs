@@ -3,7 +3,9 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use quire_tests::bench::{Row, bytes, failover, gentle, growth, load, machine, memory, reads, show, sweep};
+use quire_tests::bench::{
+    Row, bytes, failover, gentle, growth, load, machine, memory, reads, scale, show, sweep,
+};
 use quire_tests::lab::Lab;
 use quire_tests::process::complain;
 use std::io::Write;
@@ -28,6 +30,8 @@ enum Part {
     Growth,
     /// The leader is killed.
     Failover,
+    /// Planner and state machine with 100 nodes, 100,000 segments, a million devices; takes some gigabytes.
+    Scale,
 }
 
 /// Measures with the real programs.
@@ -93,5 +97,6 @@ fn measure(part: Part, options: &Options, lab: &Lab) -> Result<Vec<Row>> {
         Part::Gentleness => gentle::rows(lab),
         Part::Growth => growth::rows(lab),
         Part::Failover => failover::rows(options.kills.max(1)),
+        Part::Scale => scale::rows(scale::LARGE),
     }
 }

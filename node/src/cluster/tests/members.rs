@@ -1,6 +1,7 @@
 //! Several nodes.
 
 use super::*;
+use crate::cluster::admission::Admission;
 
 async fn join(dir: &TempDir, name: &str, through: &Cluster) -> Cluster {
     let token = through.create_token(Duration::from_secs(60), "test").await.unwrap();
@@ -336,4 +337,27 @@ async fn the_cluster_version_rises_when_all_know_it_and_then_shuts_out_older_pro
     let older = start::open(again(dir.path(), "n1"), knows(1)).await;
     let older = older.err().expect("an older program started").to_string();
     assert!(older.contains("up to 1, and the cluster is at 2"), "{older}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_admitted_proposes_nothing_and_a_leader_says_what_it_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let [one, two, three] = three(&dir).await;
+    let (gate, admission) = watch::channel(Admission::Waiting);
+    let copy = Proposer { admission: Some(admission), ..two.proposer().clone() };
+    let refused = copy.propose(mode("service"), Duration::from_millis(300)).await;
+    assert!(matches!(refused, Err(ProposeError::NoQuorum)), "{refused:?}");
+    gate.send_replace(Admission::Open);
+    let index = copy.propose(mode("service"), PATIENCE).await.unwrap().index;
+    let nodes = [&one, &two, &three];
+    for node in nodes {
+        caught_up(node, index).await;
+    }
+    // What others remember of a leader is what it says of itself.
+    let leads = |node: &&&Cluster| node.watch().borrow().role == Role::Leader;
+    let leader = nodes.iter().find(leads).unwrap();
+    assert!(leader.acked().get(&leader.me().id).is_some_and(|acked| *acked >= index), "{:?}", leader.acked());
+    for node in [one, two, three] {
+        node.shutdown().await;
+    }
 }
