@@ -88,7 +88,8 @@ struct Looker {
     cluster: Cluster,
     claim: Epoch,
     settings_index: u64,
-    rules: Vec<AlertRule>,
+    /// `None`: this version cannot read them, so nothing is judged.
+    rules: Option<Vec<AlertRule>>,
     targets: Targets,
     watch: Watch,
     pass: Option<Pass>,
@@ -103,7 +104,7 @@ impl Looker {
             cluster,
             claim,
             settings_index: 0,
-            rules: Vec::new(),
+            rules: Some(Vec::new()),
             targets: Targets::default(),
             watch: Watch::default(),
             pass: None,
@@ -140,18 +141,21 @@ impl Looker {
     fn look(&mut self, seen: &Seen) -> anyhow::Result<Vec<AlertChange>> {
         let tables = self.cluster.view();
         let meta = rows::meta(&tables)?;
-        if meta.settings_index != self.settings_index && !self.follow_settings(meta.settings_index) {
-            return Ok(Vec::new());
+        if meta.settings_index != self.settings_index {
+            self.follow_settings(meta.settings_index);
         }
-        if self.rules.is_empty() && meta.alerts_open == 0 {
-            self.pass = None;
-            return Ok(Vec::new());
-        }
+        let rules = match self.rules.clone() {
+            Some(rules) if !rules.is_empty() || meta.alerts_open > 0 => rules,
+            Some(_) | None => {
+                self.pass = None;
+                return Ok(Vec::new());
+            }
+        };
         if seen.everything {
             self.start_over();
         }
         let now = clock::now();
-        let judge = Judge::new(&self.rules, &tables)?;
+        let judge = Judge::new(&rules, &tables)?;
         let mut subjects: BTreeSet<String> = BTreeSet::from(["cluster".to_owned()]);
         for (table, key) in &seen.rows {
             let name = String::from_utf8_lossy(key);
@@ -180,7 +184,7 @@ impl Looker {
                 next.map(Pass::Open)
             }
         };
-        if self.rules.iter().any(|rule| rule.condition.ages())
+        if rules.iter().any(|rule| rule.condition.ages())
             && clock::steady().duration_since(self.aged.1) >= LOOK
         {
             let next = self.devices(&tables, &self.aged.0, &mut subjects)?;
@@ -200,7 +204,7 @@ impl Looker {
     }
 
     fn looks_at(&self, scope: Scope) -> bool {
-        self.rules.iter().any(|rule| rule.condition.scope() == scope)
+        self.rules.iter().flat_map(|rules| rules.iter()).any(|rule| rule.condition.scope() == scope)
     }
 
     /// The next devices, where rules look at any; answers where to go on.
@@ -219,24 +223,19 @@ impl Looker {
         Ok(next)
     }
 
-    /// False where this version cannot read the settings: nothing is judged by others than those in force.
-    fn follow_settings(&mut self, index: u64) -> bool {
-        let settings = match self.cluster.settings() {
-            Ok(settings) => settings,
+    /// Takes the rules in force over, and looks at everything by them.
+    fn follow_settings(&mut self, index: u64) {
+        self.settings_index = index;
+        self.watch = Watch::default();
+        self.rules = match self.cluster.settings() {
+            Ok(settings) => Some(settings.map(|settings| settings.alerts.clone()).unwrap_or_default()),
             Err(error) => {
                 tracing::error!(%error, "the settings cannot be read: no alert is raised or cleared");
-                // Said once.
-                self.settings_index = index;
-                self.rules.clear();
-                return false;
+                None
             }
         };
-        self.rules = settings.as_ref().map(|settings| settings.alerts.clone()).unwrap_or_default();
-        self.targets = Targets::of(&self.rules);
-        self.watch = Watch::default();
-        self.settings_index = index;
+        self.targets = Targets::of(self.rules.as_deref().unwrap_or_default());
         self.start_over();
-        true
     }
 
     /// True when all of it was committed; what was not is judged again.

@@ -2,7 +2,8 @@
 //!
 //! At least once: what was taken and not yet committed when the leader dies is told again, under the same id. Bounds: one
 //! request at a time to a target, [`BATCH`] before the next commit, [`TOGETHER`] targets; a target that fails waits, twice
-//! as long each time, and what it did not take within [`GIVE_UP_MS`] is given up and listed as failed.
+//! as long each time, what it refused stands behind the rest, and what it did not take within [`GIVE_UP_MS`] is given up
+//! and listed as failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::mail::{self, Letter};
 use super::targets::Targets;
-use super::webhook::Webhooks;
+use super::webhook::{Failed, Webhooks};
 use super::{PATIENCE, PAUSE};
 use crate::clock;
 use crate::cluster::{Cluster, Seen};
@@ -42,6 +43,9 @@ const RETRY_MS: (u64, u64) = (1_000, 600_000);
 const MAIL_PAUSE_MS: u64 = 60_000;
 /// What a target did not take for so long is given up.
 const GIVE_UP_MS: u64 = 24 * 3_600_000;
+
+/// Refusals remembered, some 100 octets each; at the bound all are forgotten, and tried in their order again.
+const REFUSED: usize = 1_000;
 
 /// The task that tells; idle while another node leads.
 pub(crate) struct Notifier {
@@ -90,6 +94,8 @@ struct Teller {
     targets: Targets,
     hooks: Result<Webhooks, String>,
     standing: BTreeMap<String, Standing>,
+    /// Target and id of notifications that were refused.
+    refused: BTreeSet<(String, String)>,
     /// Keys of alerts of which somebody may be owed something.
     open_debts: BTreeSet<Vec<u8>>,
 }
@@ -106,6 +112,7 @@ impl Teller {
             targets: Targets::default(),
             hooks: Webhooks::new(),
             standing: BTreeMap::new(),
+            refused: BTreeSet::new(),
             open_debts: BTreeSet::new(),
         }
     }
@@ -168,7 +175,10 @@ impl Teller {
             }
         }
         self.open_debts.retain(|key| !settled.contains(key));
-        due.values_mut().for_each(|rows| rows.sort_by_key(|row| row.serial));
+        for (target, rows) in &mut due {
+            let refused = |row: &AlertRow| self.refused.contains(&(target.clone(), notification_id(row)));
+            rows.sort_by_key(|row| (refused(row), row.serial));
+        }
         Ok(due)
     }
 
@@ -233,17 +243,21 @@ impl Teller {
         let (now, mail) = (clock::now().0, name.starts_with("mailto:"));
         let fresh = || Standing { backoff: Backoff::new(RETRY_MS.0, RETRY_MS.1), next: Millis::default() };
         let standing = self.standing.entry(name.clone()).or_insert_with(fresh);
-        match &told.failed {
+        if !told.taken.is_empty() {
+            standing.backoff.reset();
+        }
+        if self.refused.len() + told.failed.len() > REFUSED {
+            self.refused.clear();
+        }
+        self.refused.extend(told.failed.iter().map(|(row, _)| (name.clone(), notification_id(row))));
+        match told.failed.first() {
             Some((_, why)) => {
                 standing.next = Millis(now + standing.backoff.next_ms(rand::random()));
                 if standing.backoff.failures() == 1 {
                     tracing::warn!(to = %name, %why, "an alert is not told yet");
                 }
             }
-            None => {
-                standing.backoff.reset();
-                standing.next = Millis(if mail { now + MAIL_PAUSE_MS } else { 0 });
-            }
+            None => standing.next = Millis(if mail { now + MAIL_PAUSE_MS } else { 0 }),
         }
     }
 }
@@ -252,8 +266,8 @@ impl Teller {
 #[derive(Default)]
 struct Told {
     taken: Vec<AlertRow>,
-    /// The first that was not taken, and why; those behind it wait.
-    failed: Option<(Box<AlertRow>, String)>,
+    /// Those that were not, and why.
+    failed: Vec<(AlertRow, String)>,
 }
 
 async fn post(hooks: &Result<Webhooks, String>, cluster: &str, url: &Secret, rows: Vec<AlertRow>) -> Told {
@@ -261,12 +275,13 @@ async fn post(hooks: &Result<Webhooks, String>, cluster: &str, url: &Secret, row
     for row in rows.into_iter().take(BATCH) {
         let posted = match hooks {
             Ok(hooks) => hooks.post(url, &notification_id(&row), &body(cluster, &row)).await,
-            Err(why) => Err(why.clone()),
+            Err(why) => Err(Failed::Silent(why.clone())),
         };
         match posted {
             Ok(()) => told.taken.push(row),
-            Err(why) => {
-                told.failed = Some((Box::new(row), why));
+            Err(Failed::Refused(why)) => told.failed.push((row, why)),
+            Err(Failed::Silent(why)) => {
+                told.failed.push((row, why));
                 break;
             }
         }
@@ -284,8 +299,10 @@ async fn write(mail: Option<&Mail>, cluster: &str, to: &str, mut rows: Vec<Alert
     let text: Vec<String> = rows.iter().map(paragraph).collect();
     let letter = Letter { to: to.to_owned(), id: notification_id(first), subject, text: text.join("\n") };
     match mail::send(mail, letter).await {
-        Ok(()) => Told { taken: rows, failed: None },
-        Err(why) => Told { taken: Vec::new(), failed: Some((Box::new(rows.remove(0)), why)) },
+        Ok(()) => Told { taken: rows, failed: Vec::new() },
+        Err(why) => {
+            Told { taken: Vec::new(), failed: rows.into_iter().map(|row| (row, why.clone())).collect() }
+        }
     }
 }
 
@@ -351,7 +368,7 @@ async fn commit(cluster: &Cluster, claim: Epoch, target: &str, told: &Told) {
     };
     count("told", told.taken.len());
     let mut all: Vec<AlertTold> = told.taken.iter().map(|row| one(row, "")).collect();
-    if let Some((row, why)) = &told.failed {
+    for (row, why) in &told.failed {
         count("failed", 1);
         if now.saturating_sub(row.changed_at_ms) > GIVE_UP_MS {
             tracing::warn!(to = %target, alert = %row.id, %why, "an alert could not be told and is given up");

@@ -36,17 +36,30 @@ impl Webhooks {
     ///
     /// # Errors
     /// Says why in words without the address.
-    pub(super) async fn post(&self, url: &Secret, id: &str, body: &Value) -> Result<(), String> {
-        let url: Url = url.expose().parse().map_err(|_| "the address is no URL".to_owned())?;
+    pub(super) async fn post(&self, url: &Secret, id: &str, body: &Value) -> Result<(), Failed> {
+        let url: Url =
+            url.expose().parse().map_err(|_| Failed::Silent("the address is no URL".to_owned()))?;
         let client = if url.scheme() == "http" { &self.here } else { &self.elsewhere };
         let request = client.post(url).header("idempotency-key", id).json(body);
-        let answer = request.send().await.map_err(|error| root_cause(&error.without_url()))?;
+        let answer =
+            request.send().await.map_err(|error| Failed::Silent(root_cause(&error.without_url())))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
-            status if status.is_redirection() => Err(format!("{status}: redirects are not followed")),
-            status => Err(status.to_string()),
+            status if status.is_redirection() => {
+                Err(Failed::Refused(format!("{status}: redirects are not followed")))
+            }
+            status => Err(Failed::Refused(status.to_string())),
         }
     }
+}
+
+/// Why a receiver did not take a notification, in words without its address.
+#[derive(Clone, Debug)]
+pub(super) enum Failed {
+    /// It said no to this one; it may take others.
+    Refused(String),
+    /// Nobody answers: others need not be tried now.
+    Silent(String),
 }
 
 /// The innermost reason, which says more than the layers around it.
@@ -92,11 +105,12 @@ mod tests {
         assert_eq!(heard, [("a-7".to_owned(), "{\"name\":\"low toner\"}".to_owned())]);
         for (path, wanted) in [("/moved", "302 Found: redirects"), ("/full", "503"), ("/gone", "404")] {
             let why = hooks.post(&url(path), "a-7", &json!({})).await.unwrap_err();
-            assert!(why.starts_with(wanted), "{why}");
+            assert!(matches!(&why, Failed::Refused(why) if why.starts_with(wanted)), "{why:?}");
         }
         server.abort();
         let _ = server.await;
         let why = hooks.post(&url("/secret"), "a-7", &json!({})).await.unwrap_err();
+        let Failed::Silent(why) = why else { panic!("{why:?}") };
         assert!(!why.contains("secret") && !why.contains("http"), "{why}");
     }
 
@@ -105,6 +119,7 @@ mod tests {
         let (at, heard) = crate::alerts::tests::impostor().await;
         let url = Secret::new(format!("https://{at}/secret"));
         let why = Webhooks::new().unwrap().post(&url, "a-7", &json!({})).await.unwrap_err();
+        let (Failed::Refused(why) | Failed::Silent(why)) = why;
         assert!(why.to_lowercase().contains("certificate") && !why.contains("secret"), "{why}");
         assert!(!heard.await.unwrap());
     }
