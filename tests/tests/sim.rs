@@ -9,8 +9,8 @@ use quire_tests::sim::{Report, run};
 
 /// Seeds of `make test`, and minutes of faults in each; two to five more pass before and after them. Of a busy core's
 /// second a cluster has about 170: openraft's ticks, heartbeats and its own validation take it, so sixty seconds of two
-/// cores are five hours, and many short lives meet more than five long ones.
-const SEEDS: u64 = 20;
+/// cores are five hours. Many short lives meet more than five long ones, and half of them leave a busy machine its time.
+const SEEDS: u64 = 12;
 const MINUTES: u64 = 10;
 
 /// Seeds that failed once, with minutes of faults, and what they found. A later change may lead a seed elsewhere; it is

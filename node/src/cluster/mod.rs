@@ -483,6 +483,10 @@ impl Cluster {
         if standing.role != Role::Leader {
             return Err(ChangeError::NotLeader(standing.leader));
         }
+        if node == self.me().id {
+            // Raft would wait for itself to take over, and refuse all writes meanwhile.
+            return Ok(());
+        }
         if !standing.voters.contains(&node) {
             return Err(ChangeError::Refused(format!("node {node} does not vote, so it cannot lead")));
         }

@@ -178,6 +178,10 @@ fn upstream(world: &World, machine: usize, dice: &mut SmallRng, ms: u64) {
 
 async fn transfer(world: &World, dice: &mut SmallRng) {
     let (Some(leader), Some(to)) = (leader(world), anyone(world, dice)) else { return };
+    // As `Cluster::transfer_leader` has it: to another voter alone.
+    if to.birth.me == leader.birth.me || !leader.standing().voters.contains(&to.birth.me) {
+        return;
+    }
     told(world, "transfers", format!("node {} is to lead instead of {}", to.birth.me, leader.birth.me));
     let (raft, to) = (leader.raft.clone(), to.birth.me);
     let asked = spawn_in(Some(Arc::clone(&leader.process)), async move {

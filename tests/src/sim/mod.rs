@@ -26,6 +26,7 @@ pub mod scenario;
 pub mod site;
 pub mod spool;
 pub mod transport;
+pub mod watch;
 pub mod world;
 
 use std::collections::BTreeMap;

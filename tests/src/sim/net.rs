@@ -18,6 +18,7 @@ use super::checks::Checks;
 use super::machine::Copy;
 use super::raft::{SnapshotMeta, Types, Vote};
 use super::runtime::{Process, chance, lock, pick, sleep_ms, spawn_in};
+use super::watch;
 
 /// The machine that the Web Admin runs on.
 pub const ADMIN: usize = 1_000;
@@ -109,7 +110,7 @@ struct State {
 pub struct Net {
     state: Arc<Mutex<State>>,
     /// Counts changes, for those who wait for one.
-    changed: Arc<tokio::sync::watch::Sender<u64>>,
+    changed: Arc<watch::Sender<u64>>,
     checks: Checks,
 }
 
@@ -117,12 +118,15 @@ impl Net {
     /// Nobody is there yet.
     #[must_use]
     pub fn new(checks: Checks) -> Net {
-        Net { state: Arc::default(), changed: Arc::new(tokio::sync::watch::Sender::new(0)), checks }
+        Net { state: Arc::default(), changed: Arc::new(watch::channel(0)), checks }
     }
 
     fn change(&self, how: impl FnOnce(&mut State)) {
         how(&mut lock(&self.state));
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.modify(|count| {
+            *count += 1;
+            true
+        });
     }
 
     /// A process listens on a machine.
@@ -200,8 +204,8 @@ impl Net {
 
     /// Follows changes of the network.
     #[must_use]
-    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
-        self.changed.subscribe()
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.follow()
     }
 
     fn host(&self, machine: usize) -> Option<(Arc<Process>, Handler)> {
@@ -295,7 +299,7 @@ impl Net {
             tokio::select! {
                 biased;
                 () = process.end() => {}
-                _ = changes.changed() => {}
+                _ = changes.next() => {}
             }
         }
     }

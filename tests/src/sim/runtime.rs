@@ -22,6 +22,8 @@ use openraft::Instant;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use super::watch;
+
 thread_local! {
     static WORLD: RefCell<Option<Origin>> = const { RefCell::new(None) };
     static CURRENT: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
@@ -106,12 +108,11 @@ pub fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A process of a simulated machine.
-#[derive(Debug)]
 pub struct Process {
     /// Counts all processes of a run.
     pub serial: u64,
     state: Mutex<State>,
-    ended: tokio::sync::watch::Sender<bool>,
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -127,9 +128,9 @@ struct State {
     tasks: Vec<Arc<Task>>,
 }
 
-impl fmt::Debug for State {
+impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "State({} tasks)", self.tasks.len())
+        write!(f, "Process({})", self.serial)
     }
 }
 
@@ -138,7 +139,7 @@ impl Process {
     #[must_use]
     pub fn new(serial: u64, ahead_ms: i64) -> Arc<Process> {
         let state = Mutex::new(State { ahead_ms, ..State::default() });
-        Arc::new(Process { serial, state, ended: tokio::sync::watch::Sender::new(false) })
+        Arc::new(Process { serial, state, ended: watch::channel(false) })
     }
 
     /// Stands still until [`Process::go_on`]; with `clocks`, so do its clocks.
@@ -177,7 +178,7 @@ impl Process {
         };
         drop(waiting);
         tasks.iter().for_each(|task| task.abort());
-        self.ended.send_replace(true);
+        self.ended.modify(|ended| !std::mem::replace(ended, true));
     }
 
     /// Whether it was killed, or ended itself.
@@ -192,8 +193,8 @@ impl Process {
 
     /// Returns once it is dead.
     pub async fn end(&self) {
-        let mut ended = self.ended.subscribe();
-        let _ = ended.wait_for(|ended| *ended).await;
+        let mut ended = self.ended.follow();
+        while !*ended.look() && ended.next().await {}
     }
 
     fn now(&self) -> Duration {
