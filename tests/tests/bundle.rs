@@ -19,12 +19,12 @@ const TYPED: [&str; 6] = [
     "auth-pass-hidden",
     "priv-pass-hidden",
     "login-pass-hidden",
-    "hook-user:hook-pass-hidden",
     "hook-path-hidden",
+    "mail-pass-hidden",
 ];
 
-/// What the tables keep with the settings as it was written: comments, and addresses of webhooks.
-const KEPT: [&str; 3] = ["comment-hidden", TYPED[4], TYPED[5]];
+/// What the tables keep with the settings as it was written: comments.
+const KEPT: [&str; 1] = ["comment-hidden"];
 
 /// Files of a bundle, and all of it unpacked.
 fn unpack(file: &Path) -> Result<(BTreeMap<String, String>, Vec<u8>)> {
@@ -74,7 +74,8 @@ fn settings(segment: &str, port: u16, hide: &str) -> String {
          hide = [\"{hide}\"]\n[metering]\nevery = \"10s\"\n[[snmp]]\nversion = \"2c\"\ncommunity = \"{COMMUNITY}\"\n\
          [[snmp]]\nversion = \"3\"\nuser = \"meter\"\nauth = \"sha256\"\nauth_pass = \"{}\"\npriv = \"aes\"\npriv_pass = \"{}\"\n\
          permission = \"granted by this test\"\n[[http_login]]\nsegment = \"{segment}\"\nuser = \"viewer\"\npassword = \"{}\"\n\
-         [[alert]]\nname = \"low\"\nwhen = 'supply.percent < 1'\nnotify = [\"webhook:https://{}@hooks.invalid/{}?q=1\"]\n\
+         [[alert]]\nname = \"low\"\nwhen = 'supply.percent < 1'\nnotify = [\"webhook:https://hooks.invalid/{}?q=1\"]\n\
+         [mail]\nrelay = \"smtps://relay.invalid\"\nfrom = \"quire@example.org\"\nuser = \"quire\"\npassword = \"{}\"\n\
          [http]\nports = []\nchromium = false\n[upstream]\nmode = \"service\"\n",
         TYPED[1], TYPED[2], TYPED[3], TYPED[4], TYPED[5]
     )
