@@ -200,6 +200,7 @@ async fn drain(world: &World, machine: usize, dice: &mut SmallRng) {
         let update = UpdateMember { id: birth.me, draining: Some(true), ..UpdateMember::default() };
         let _ = command(&node, Kind::UpdateMember(update)).await;
     }
+    world.disturb();
 }
 
 async fn resume_all(world: &World) {
@@ -251,7 +252,9 @@ async fn older(world: &World, machine: usize, dice: &mut SmallRng) -> Option<(Bi
     let node = world.healthy().into_iter().find(|node| node.birth.machine == machine)?;
     let ahead = node.birth.disk.look(|image| image.last().map_or(0, |id| id.index)) > before + 5;
     let whole = world.net.is_whole() && world.healthy().len() == world.in_use().len();
-    (ahead && whole).then(|| (node.birth.clone(), image))
+    // As the machine would start it now, not as its process was born.
+    let birth = world.birth(machine)?;
+    (ahead && whole).then_some((birth, image))
 }
 
 /// A virtual machine is put back to an older snapshot of itself.
@@ -313,6 +316,8 @@ async fn fence_off(world: &World, machine: usize, birth: &Birth) {
 /// What people do all day.
 async fn operate(world: &World, dice: &mut SmallRng) {
     world.checks.count("operations");
+    // What follows from it has its time, too.
+    world.disturb();
     match dice.random_range(0..4) {
         0 => apply_settings(world, plan::settings(dice)).await,
         1 => {
