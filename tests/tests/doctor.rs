@@ -46,6 +46,12 @@ fn of_cluster(found: &[Value]) -> Vec<&Value> {
 fn scenario() -> Result<()> {
     let mut cluster = Cluster::start(&["n1", "n2", "n3"])?;
     cluster.apply(&settings(&["127.26.0.0/30"], 1161, 400))?;
+    // A cluster of learners loses no quorum with them.
+    wait("three voters", TRANSITION, || {
+        let status = cluster.status()?;
+        ensure!(status.members.iter().all(|member| member.role == "voter"), "{status:?}");
+        Ok(())
+    })?;
     wait("a healthy cluster", TRANSITION, || {
         let (_, found) = doctor(&cluster, "n1")?;
         ensure!(of_cluster(&found).is_empty(), "{:#?}", of_cluster(&found));
