@@ -23,6 +23,7 @@ const FOUND: &[(u64, u64, &str)] = &[
     ),
     (214, 4, "the same"),
     (7, 10, "a leader that was asked to hand over to itself took no more writes"),
+    (2069, 10, "a rightful node was shut out by what was said of its predecessor before a partition"),
 ];
 
 /// What must have happened in all seeds together, at the least.

@@ -31,7 +31,8 @@ pub enum Admission {
 pub struct Answers {
     welcome: BTreeSet<u64>,
     unreachable: BTreeSet<u64>,
-    duplicate: BTreeMap<u64, Instant>,
+    /// When each first and last said so, without another word between.
+    duplicate: BTreeMap<u64, (Instant, Instant)>,
     older: Option<u64>,
     removed: Option<u64>,
 }
@@ -50,7 +51,7 @@ impl Answers {
                 self.older = Some(node);
             }
             Verdict::Duplicate => {
-                self.duplicate.entry(node).or_insert(now);
+                self.duplicate.entry(node).or_insert((now, now)).1 = now;
             }
             Verdict::Removed => self.removed = Some(node),
             Verdict::Leaving => self.handle_unreachable(node),
@@ -91,9 +92,10 @@ impl Answers {
         };
         let waited = now.saturating_duration_since(since) >= ANSWER;
         let patient = !waited && (self.doubted() || !others.iter().all(asked));
-        let twin = self.duplicate.iter().find(|(_, said)| {
-            // Old to one, and to another twice there for long: no predecessor is both.
-            (self.older.is_some() && waited) || now.saturating_duration_since(**said) >= PREDECESSOR
+        let twin = self.duplicate.iter().find(|(_, (first, last))| {
+            // Old to one, and to another twice there for long: no predecessor is both. Who said so at first and was not
+            // heard since may have seen the predecessor alone.
+            (self.older.is_some() && waited) || last.saturating_duration_since(*first) >= PREDECESSOR
         });
         match (self.older, twin) {
             (_, Some((node, _))) => Admission::Shut(format!(
@@ -191,6 +193,8 @@ mod tests {
         answers.handle(2, Verdict::Duplicate, start);
         answers.handle(3, Verdict::Welcome, start);
         assert_eq!(gate(&answers, 7), Admission::Waiting);
+        assert_eq!(gate(&answers, 60), Admission::Waiting, "what was said of the predecessor counts no more");
+        answers.handle(2, Verdict::Duplicate, start + Duration::from_secs(8));
         assert!(matches!(gate(&answers, 8), Admission::Shut(why) if why.contains("duplicate node id")));
         answers.handle(2, Verdict::Welcome, start);
         assert_eq!(gate(&answers, 8), Admission::Open);

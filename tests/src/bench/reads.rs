@@ -178,15 +178,15 @@ fn over_a_bad_line(lab: &Lab, near: &Cost) -> Result<Vec<Row>> {
         Row::new(
             "memory a read in flight",
             "quire",
-            format!("{} bytes", grouped(size)),
-            "peak of the repeated reads above what was there before them, over 50,000",
-        )
-        .against(goal(size, false, 1024.0, " bytes")),
-        Row::new(
-            "memory a first read",
-            "quire",
             format!("{} bytes", grouped(first)),
-            "the same of the first reads: what is kept for the next read is in it",
+            "peak of 50,000 first reads at a time; what is kept for the next read is in it",
+        )
+        .against(goal(first, false, 1024.0, " bytes")),
+        Row::new(
+            "memory a repeated read",
+            "quire",
+            format!("{} bytes more", grouped(size)),
+            "beyond what the first reads had taken, and had freed before",
         ),
     ])
 }
