@@ -2,8 +2,8 @@
 
 use quire_proto::store::{DeviceNews, DeviceRow, EventRow, Meta};
 
-use crate::backlog;
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table};
+use crate::{backlog, record};
 
 /// Events older than this go: a quarter, so that a billing period can be looked into.
 const KEEP_MS: u64 = 92 * 24 * 3_600_000;
@@ -62,7 +62,9 @@ pub(crate) fn of_device(
         Some(row) => Some(row.clone()),
         None => tables.row::<DeviceRow>(Table::Devices, id.as_bytes())?,
     };
-    let Some(row) = row.filter(|row| !row.hidden) else { return Ok(()) };
+    let Some(row) = row.filter(|row| !row.hidden && !record::hidden(meta, &row.address)) else {
+        return Ok(());
+    };
     let news = match gone {
         Some(_) => DeviceNews { device: id.to_owned(), gone: true, ..DeviceNews::default() },
         None => DeviceNews {

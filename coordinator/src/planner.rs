@@ -25,6 +25,7 @@ use crate::topology::ReachMap;
 use balance::Loads;
 pub use explain::{Candidate, Explanation, UnitExplanation, Verdict, explain};
 pub use units::{UnitSpec, is_known_only, units, units_of, units_with};
+pub use view::command;
 
 /// Milliseconds for which a unit stays where it was granted, and for which a node must have been alive
 /// without a break, before anything moves for the sake of balance or fewer hops.

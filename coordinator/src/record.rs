@@ -204,7 +204,8 @@ fn as_of(place: &Place<'_>, node: NodeId, observation: &Observation, stored: &By
     }
 }
 
-fn hidden(meta: &Meta, address: &str) -> bool {
+/// True for an address that the operator hides from the Web Admin.
+pub(crate) fn hidden(meta: &Meta, address: &str) -> bool {
     let Ok(at) = address.parse::<std::net::SocketAddr>() else { return false };
     meta.hide.iter().filter_map(|prefix| prefix.parse::<IpNet>().ok()).any(|prefix| prefix.contains(&at.ip()))
 }

@@ -96,12 +96,11 @@ fn bootstrap(tables: &mut Overlay<'_>, bootstrap: &Bootstrap) -> Result<Answer, 
     meta.cluster_id.clone_from(&bootstrap.cluster_id);
     meta.ca_certificate_der.clone_from(&bootstrap.ca_certificate_der);
     meta.ca_private_key_sealed.clone_from(&bootstrap.ca_private_key_sealed);
-    rows::put_meta(tables, &meta);
     if let Some(first) = &bootstrap.first {
         meta.cluster_version = first.cluster_version;
-        rows::put_meta(tables, &meta);
         tables.put(Table::Members, &number_key(first.id), first);
     }
+    rows::put_meta(tables, &meta);
     Ok(Answer::Done(true))
 }
 
@@ -434,7 +433,12 @@ fn ask(tables: &mut Overlay<'_>, index: u64, at_ms: u64, ask: &Ask) -> Result<An
                 }
             }
             if asked == 0 {
-                let why = format!("no segment `{segment}` is searched: `quire units` lists those that are");
+                let why = match segment.is_empty() {
+                    true => "no segment is searched yet: name some in [discovery]".to_owned(),
+                    false => {
+                        format!("no segment `{segment}` is searched: `quire units` lists those that are")
+                    }
+                };
                 return Ok(refuse(why));
             }
             if segment.is_empty() {

@@ -17,12 +17,12 @@ use quire_coordinator::{rows, upgrade};
 use quire_proto::id::{Epoch, Millis, NodeId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Claim, ForgetReaches, Grant, Heard, Link, Member, Plan, ReachRow, Upgrade};
+use quire_proto::store::{Claim, ForgetReaches, Heard, Link, Member, ReachRow, Upgrade};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::cluster::{Cluster, ProposeError, Role};
+use crate::cluster::{Cluster, ProposeError, Role, is_fit};
 
 /// How often the leader looks at its duties; a dead node is noticed at most this much later.
 const TICK: Duration = Duration::from_millis(200);
@@ -177,13 +177,12 @@ impl Leader {
         Ok(())
     }
 
-    /// A node that is being drained, or that cannot hold the upstream link, leads no longer than until
-    /// another can.
+    /// A node that is being drained or short of disk, or that cannot hold the upstream link, leads no longer than
+    /// until another can.
     async fn make_way(&self, members: &[Member]) {
         let me = self.cluster.me().id;
-        let tired = |member: &Member| member.draining || !member.trouble.is_empty();
-        let drained = members.iter().any(|member| member.id == me.0 && tired(member));
-        if drained && self.cluster.successor().is_some() {
+        let unfit = members.iter().any(|member| member.id == me.0 && !is_fit(member));
+        if unfit && self.cluster.successor().is_some() {
             self.cluster.hand_over(PATIENCE).await;
             return;
         }
@@ -193,9 +192,10 @@ impl Leader {
             return;
         }
         let voters = self.cluster.watch().borrow().voters.clone();
-        let other = members
-            .iter()
-            .find(|member| certified(member) && voters.contains(&NodeId(member.id)) && self.seen(member).0);
+        let able = |member: &&Member| {
+            certified(member) && is_fit(member) && voters.contains(&NodeId(member.id)) && self.seen(member).0
+        };
+        let other = members.iter().find(able);
         if let Some(other) = other {
             tracing::info!(to = %other.name, "this node has no certificate for the Web Admin: another leads");
             if let Err(error) = self.cluster.transfer_leader(NodeId(other.id)).await {
@@ -334,15 +334,7 @@ impl Leader {
     fn node_views(&self, members: &[Member]) -> Vec<NodeView> {
         let view = |member: &Member| {
             let (alive, since) = self.seen(member);
-            NodeView {
-                id: NodeId(member.id),
-                zone: member.zone.clone(),
-                alive,
-                since,
-                draining: member.draining,
-                witness: member.witness,
-                can_collect: member.trouble.is_empty(),
-            }
+            NodeView::of(member, alive, since)
         };
         members.iter().map(view).collect()
     }
@@ -362,26 +354,10 @@ impl Leader {
     /// True when all of it was committed.
     async fn commit(&mut self, claim: Epoch, changes: Vec<Change>) -> anyhow::Result<bool> {
         let version = rows::meta(&self.cluster.view())?.cluster_version;
-        let hand_over_known = version >= upgrade::HAND_OVER;
         for some in changes.chunks(PLAN_ROWS) {
             // A large plan takes many entries, and the claim must outlive them.
             self.keep_claim().await?;
-            let mut plan = Plan { claim: claim.0, ..Plan::default() };
-            for change in some {
-                match change {
-                    Change::Grant { unit, node, spec, cost, hops, hand_over } => plan.grants.push(Grant {
-                        unit: unit.to_string(),
-                        node: node.0,
-                        zone: spec.zone.clone(),
-                        prefix: spec.prefix.to_string(),
-                        segment: spec.segment.to_string(),
-                        cost: *cost,
-                        hops: *hops,
-                        hand_over: *hand_over && hand_over_known,
-                    }),
-                    Change::Drop { unit } => plan.drop_units.push(unit.to_string()),
-                }
-            }
+            let plan = planner::command(claim, some, version);
             tracing::info!(grants = plan.grants.len(), drops = plan.drop_units.len(), "plan");
             if let Err(error) = self.cluster.propose_here(Kind::Plan(plan), PATIENCE).await {
                 tracing::info!(%error, "plan not committed; the next look makes a new one");

@@ -98,6 +98,6 @@ fn scenario() -> Result<()> {
 }
 
 #[test]
-fn a_full_disk_costs_its_node_its_work_and_nobody_a_reading() {
+fn a_node_whose_disk_fills_up_steps_back_and_comes_back() {
     scenario().unwrap();
 }

@@ -13,7 +13,7 @@ use super::{CLEARED, OPEN, SAME_EPISODE_MS, key, row};
 use crate::news::Clerk;
 use crate::state::refuse;
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table, after};
-use crate::{backlog, rows};
+use crate::{backlog, record, rows};
 
 /// Rows at most, of some 500 octets: 10 MB.
 pub(crate) const MOST: u64 = 20_000;
@@ -135,7 +135,9 @@ fn hidden(tables: &Overlay<'_>, meta: &Meta, alert: &AlertRow) -> Result<bool, F
     if !alert.device.is_empty() {
         let device: Option<DeviceRow> = tables.row(Table::Devices, alert.device.as_bytes())?;
         // Who is gone stays as hidden as it was.
-        return Ok(device.map_or(alert.hidden, |row| row.hidden));
+        // The row's own mark is of its last reading; `hide` may have come since.
+        let is = |row: DeviceRow| row.hidden || record::hidden(meta, &row.address);
+        return Ok(device.map_or(alert.hidden, is));
     }
     let Some(unit) = alert.subject.strip_prefix("unit/") else { return Ok(false) };
     let row: Option<UnitRow> = tables.row(Table::Units, unit.as_bytes())?;
@@ -173,6 +175,7 @@ fn tell_upstream(tables: &mut Overlay<'_>, meta: &mut Meta, row: &mut AlertRow) 
 pub(crate) fn tell_all(tables: &mut Overlay<'_>, meta: &mut Meta) -> Result<(), Fault> {
     let open: Vec<AlertRow> = tables.all(Table::Alerts, OPEN)?;
     for mut row in open {
+        row.hidden = hidden(tables, meta, &row)?;
         tell_upstream(tables, meta, &mut row)?;
         tables.put(Table::Alerts, &key(true, &row.subject, &row.rule), &row);
     }

@@ -78,7 +78,7 @@ impl fmt::Display for Verdict {
             Verdict::Pinned => f.write_str("pinned by the settings"),
             Verdict::Forbidden => f.write_str("forbidden by the settings"),
             Verdict::Nearest(way) => write!(f, "nearest, {}", hops(way)),
-            Verdict::Farther(way) => write!(f, "possible but farther away, {}", hops(way)),
+            Verdict::Farther(way) => write!(f, "possible, but others come first, {}", hops(way)),
             Verdict::Dead => f.write_str("does not answer"),
             Verdict::Draining => f.write_str("is draining"),
             Verdict::Witness => f.write_str("is a witness and collects nothing"),

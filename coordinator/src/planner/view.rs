@@ -1,13 +1,13 @@
-//! What a plan depends on, read from the tables.
+//! What a plan depends on, read from the tables; and the command that puts a plan in force.
 
-use quire_proto::id::{Millis, NodeId, UnitId};
-use quire_proto::store::{Member, ReachRow, SegmentRow, UnitRow};
+use quire_proto::id::{Epoch, Millis, NodeId, UnitId};
+use quire_proto::store::{Grant, Member, Plan, ReachRow, SegmentRow, UnitRow};
 
-use super::{CurrentUnit, NodeView, Placement, PlanView, units_with};
+use super::{Change, CurrentUnit, NodeView, Placement, PlanView, units_with};
 use crate::settings::{self, Settings};
 use crate::tables::{Fault, Read};
 use crate::topology::{Reach, ReachMap};
-use crate::{found, rows};
+use crate::{found, rows, upgrade};
 
 impl PlanView {
     /// The view at `now`, with what the caller knows of the nodes.
@@ -32,6 +32,42 @@ impl PlanView {
             now,
         })
     }
+}
+
+impl NodeView {
+    /// A member as the plan sees it: `alive`, or not, since then.
+    pub fn of(member: &Member, alive: bool, since: Millis) -> NodeView {
+        NodeView {
+            id: NodeId(member.id),
+            zone: member.zone.clone(),
+            alive,
+            since,
+            draining: member.draining,
+            witness: member.witness,
+            can_collect: member.trouble.is_empty(),
+        }
+    }
+}
+
+/// The command that makes changes, under a claim and in a cluster of that version.
+pub fn command(claim: Epoch, changes: &[Change], cluster_version: u32) -> Plan {
+    let mut plan = Plan { claim: claim.0, ..Plan::default() };
+    for change in changes {
+        match change {
+            Change::Grant { unit, node, spec, cost, hops, hand_over } => plan.grants.push(Grant {
+                unit: unit.to_string(),
+                node: node.0,
+                zone: spec.zone.clone(),
+                prefix: spec.prefix.to_string(),
+                segment: spec.segment.to_string(),
+                cost: *cost,
+                hops: *hops,
+                hand_over: *hand_over && cluster_version >= upgrade::HAND_OVER,
+            }),
+            Change::Drop { unit } => plan.drop_units.push(unit.to_string()),
+        }
+    }
+    plan
 }
 
 fn current_unit(row: UnitRow) -> Option<(UnitId, CurrentUnit)> {

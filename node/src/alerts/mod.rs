@@ -58,20 +58,30 @@ impl Alerter {
     }
 
     /// Works until told to stop.
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            let held = *self.held.borrow_and_update();
-            let leading = async {
-                match held {
-                    Some(epoch) => Looker::new(self.cluster.clone(), epoch).run().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                changed = self.held.changed() => changed.context("follow the claim")?,
-                ended = leading => ended?,
+    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        while_held(self.held, &stop, |epoch| Looker::new(self.cluster.clone(), epoch).run()).await
+    }
+}
+
+/// Does `work` under each claim that this node holds, until told to stop. A lost claim drops what was being done: the
+/// next leader does it anew.
+async fn while_held<F: Future<Output = anyhow::Result<()>>>(
+    mut held: watch::Receiver<Option<Epoch>>,
+    stop: &CancellationToken,
+    work: impl Fn(Epoch) -> F,
+) -> anyhow::Result<()> {
+    loop {
+        let claim = *held.borrow_and_update();
+        let leading = async {
+            match claim {
+                Some(epoch) => work(epoch).await,
+                None => std::future::pending().await,
             }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = held.changed() => changed.context("follow the claim")?,
+            ended = leading => ended?,
         }
     }
 }

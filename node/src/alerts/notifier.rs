@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures::StreamExt as _;
 use quire_coordinator::alert::{notification_id, owed};
 use quire_coordinator::backoff::Backoff;
@@ -25,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::mail::{self, Letter};
 use super::targets::Targets;
 use super::webhook::{Failed, Webhooks};
-use super::{PATIENCE, PAUSE};
+use super::{PATIENCE, PAUSE, while_held};
 use crate::clock;
 use crate::cluster::{Cluster, Seen};
 
@@ -44,6 +43,9 @@ const MAIL_PAUSE_MS: u64 = 60_000;
 /// What a target did not take for so long is given up.
 const GIVE_UP_MS: u64 = 24 * 3_600_000;
 
+/// Between two rounds of which the first could not be committed; by then another node leads, mostly.
+const UNCOMMITTED: Duration = Duration::from_secs(2);
+
 /// Refusals remembered, some 100 octets each; at the bound all are forgotten, and tried in their order again.
 const REFUSED: usize = 1_000;
 
@@ -60,22 +62,8 @@ impl Notifier {
     }
 
     /// Works until told to stop.
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            let held = *self.held.borrow_and_update();
-            let leading = async {
-                match held {
-                    Some(epoch) => Teller::new(self.cluster.clone(), epoch).run().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                // A lost claim drops whatever was being sent: the next leader sends it again.
-                changed = self.held.changed() => changed.context("follow the claim")?,
-                ended = leading => ended?,
-            }
-        }
+    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        while_held(self.held, &stop, |epoch| Teller::new(self.cluster.clone(), epoch).run()).await
     }
 }
 
@@ -169,15 +157,15 @@ impl Teller {
                 if from > now || waits {
                     continue;
                 }
-                // As many as one round can tell; the others have theirs.
-                let rows = due.entry(target).or_default();
-                rows.extend(row.clone().filter(|_| rows.len() < LINES));
+                due.entry(target).or_default().extend(row.clone());
             }
         }
         self.open_debts.retain(|key| !settled.contains(key));
         for (target, rows) in &mut due {
             let refused = |row: &AlertRow| self.refused.contains(&(target.clone(), notification_id(row)));
             rows.sort_by_key(|row| (refused(row), row.serial));
+            // As many as one round can tell; the others have theirs.
+            rows.truncate(LINES);
         }
         Ok(due)
     }
@@ -228,14 +216,18 @@ impl Teller {
             }
         });
         let mut telling = Box::pin(telling.buffer_unordered(TOGETHER));
-        let mut ended = Vec::new();
+        let (mut ended, mut committed) = (Vec::new(), true);
         while let Some((name, told)) = telling.next().await {
-            commit(&self.cluster, self.claim, &name, &told).await;
+            committed &= commit(&self.cluster, self.claim, &name, &told).await;
             ended.push((name, told));
         }
         drop(telling);
         for (name, told) in ended {
             self.note(name, &told);
+        }
+        if !committed {
+            // The same would be told again at once.
+            tokio::time::sleep(UNCOMMITTED).await;
         }
     }
 
@@ -349,7 +341,8 @@ fn paragraph(row: &AlertRow) -> String {
     text
 }
 
-async fn commit(cluster: &Cluster, claim: Epoch, target: &str, told: &Told) {
+/// True when nothing of it is left to commit.
+async fn commit(cluster: &Cluster, claim: Epoch, target: &str, told: &Told) -> bool {
     let now = clock::now().0;
     let kind = if target.starts_with("mailto:") { "mail" } else { "webhook" };
     let one = |row: &AlertRow, failed: &str| {
@@ -377,11 +370,13 @@ async fn commit(cluster: &Cluster, claim: Epoch, target: &str, told: &Told) {
         }
     }
     if all.is_empty() {
-        return;
+        return true;
     }
     let command = Kind::AlertsTold(AlertsTold { claim: claim.0, told: all });
-    if let Err(error) = cluster.propose_here(command, PATIENCE).await {
+    let committed = cluster.propose_here(command, PATIENCE).await;
+    if let Err(error) = &committed {
         // Told again, under the same id.
         tracing::debug!(%error, "what was told is not committed");
     }
+    committed.is_ok()
 }

@@ -103,6 +103,8 @@ const MEMBERS: &[Column] = &[
     ("DEVICES", "devices"),
     ("LAG", "lag"),
     ("VERSION", "version"),
+    ("DRAINING", "draining"),
+    ("TROUBLE", "trouble"),
 ];
 const PLAN: &[Column] =
     &[("UNIT", "unit"), ("NODE", "node"), ("HOPS", "hops"), ("EPOCH", "epoch"), ("COST", "cost")];
@@ -221,11 +223,14 @@ async fn explain(node: &Node, address: std::net::IpAddr, format: Format) -> anyh
     let text = |key: &str| {
         why.get(key).map_or("-".to_owned(), |v| v.as_str().map_or_else(|| v.to_string(), ToOwned::to_owned))
     };
+    let owner = match why.get("node").and_then(Value::as_str) {
+        Some(node) => format!("node {node} has had"),
+        None => "no node has had".to_owned(),
+    };
     let summary = format!(
-        "{} lies in unit {}, which node {} has had since {} (epoch {})",
+        "{} lies in unit {}, which {owner} since {} (epoch {})",
         text("address"),
         text("unit"),
-        text("node"),
         text("granted_at"),
         text("epoch")
     );

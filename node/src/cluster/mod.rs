@@ -494,14 +494,14 @@ impl Cluster {
         asked.map_err(|fatal| ChangeError::Stopped(fatal.to_string()))
     }
 
-    /// The voter that should lead instead of this node: it lives, is not draining, and lacks least.
+    /// The voter that should lead instead of this node: it lives, is fit to lead, and lacks least.
     pub fn successor(&self) -> Option<NodeId> {
         let standing = self.inner.standing.borrow().clone();
         let (heard, lags, view) = (self.heard(), self.lag(), self.view());
         let able = |id: &NodeId| {
             let row = view.row::<Member>(Table::Members, &id.0.to_be_bytes()).ok().flatten();
             let lately = heard.get(id).is_some_and(|ago| *ago < SUCCESSOR_HEARD);
-            lately && !standing.gone.contains(id) && row.is_some_and(|member| !member.draining)
+            lately && !standing.gone.contains(id) && row.is_some_and(|member| is_fit(&member))
         };
         let others = standing.voters.iter().filter(|id| **id != self.me().id && able(id));
         others.min_by_key(|id| lags.get(id).copied().unwrap_or(u64::MAX)).copied()
@@ -578,6 +578,11 @@ fn changed<T>(result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> R
         Err(RaftError::APIError(refused)) => Err(ChangeError::Refused(refused.to_string())),
         Err(RaftError::Fatal(fatal)) => Err(ChangeError::Stopped(fatal.to_string())),
     }
+}
+
+/// Whether a member may be given the lead: who is draining, or short of disk, would only give it on.
+pub(crate) fn is_fit(member: &Member) -> bool {
+    !member.draining && member.trouble.is_empty()
 }
 
 #[cfg(test)]

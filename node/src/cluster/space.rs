@@ -78,12 +78,13 @@ pub(crate) fn give_up_reserve(dir: &Path) {
 /// Puts the reserve there.
 fn keep_reserve(dir: &Path) -> io::Result<()> {
     let path = dir.join(RESERVE);
-    if path.exists() {
+    if fs::metadata(&path).is_ok_and(|known| known.len() == RESERVE_OCTETS) {
         return Ok(());
     }
     let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     // Blocks without a write: nobody's fsync waits for them.
-    Ok(nix::fcntl::posix_fallocate(&file, 0, RESERVE_OCTETS as i64)?)
+    let kept = nix::fcntl::posix_fallocate(&file, 0, RESERVE_OCTETS as i64);
+    Ok(kept.inspect_err(|_| give_up_reserve(dir))?)
 }
 
 /// Looks after the room in `dir` until it is dropped: `tell` follows it, and the node's own row says so to the leader.
@@ -120,7 +121,12 @@ fn settle(dir: &Path, before: Space) -> io::Result<(Space, Room)> {
     match space {
         Space::Short => give_up_reserve(dir),
         // Not so much that the reserve itself would make it short.
-        Space::Enough if room.free >= 2 * room.low() + RESERVE_OCTETS => keep_reserve(dir)?,
+        Space::Enough if room.free >= 2 * room.low() + RESERVE_OCTETS => {
+            if let Err(error) = keep_reserve(dir) {
+                // The room is what counts; the next look tries again.
+                tracing::debug!(%error, dir = %dir.display(), "no reserve on the disk");
+            }
+        }
         Space::Enough => {}
     }
     Ok((space, room))
@@ -173,6 +179,9 @@ mod tests {
     #[test]
     fn the_reserve_is_there_and_goes() {
         let dir = tempfile::tempdir().unwrap();
+        keep_reserve(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path().join(RESERVE)).unwrap().len(), RESERVE_OCTETS);
+        fs::write(dir.path().join(RESERVE), b"cut short").unwrap();
         keep_reserve(dir.path()).unwrap();
         assert_eq!(fs::metadata(dir.path().join(RESERVE)).unwrap().len(), RESERVE_OCTETS);
         give_up_reserve(dir.path());

@@ -60,7 +60,7 @@ impl Handover {
         self.coming.remove(id);
     }
 
-    /// Forgets everything, before all rows are taken in again.
+    /// Forgets what leaves, before all rows are taken in again; what is waited for is waited for no longer by that.
     pub(super) fn forget_leaving(&mut self) {
         self.leaving.clear();
     }

@@ -50,7 +50,7 @@ pub(super) async fn explain(State(site): State<Arc<Site>>, Path(address): Path<I
         "unit": unit.unit,
         "node": names.get(&unit.node),
         "epoch": unit.epoch,
-        "granted_at": quire_proto::id::Millis(unit.granted_at_ms).rfc3339(),
+        "granted_at": Millis(unit.granted_at_ms).rfc3339(),
         "candidates": candidates,
     })))
 }
@@ -65,15 +65,8 @@ fn verdicts(
     let settings = cluster.settings().map_err(|error| bad(error.to_string()))?.unwrap_or_default();
     let tables = cluster.view();
     let heard = rows::meta(&tables)?.heard;
-    let node = |member: &Member| NodeView {
-        id: NodeId(member.id),
-        zone: member.zone.clone(),
-        alive: heard.iter().any(|heard| heard.node == member.id),
-        since: Millis(0),
-        draining: member.draining,
-        witness: member.witness,
-        can_collect: member.trouble.is_empty(),
-    };
+    let node =
+        |member: &Member| NodeView::of(member, heard.iter().any(|heard| heard.node == member.id), Millis(0));
     let view = PlanView::read(&tables, &settings, members.iter().map(node).collect(), clock::now())?;
     let explained =
         planner::explain(&view, address).units.into_iter().find(|known| known.unit.as_str() == unit);

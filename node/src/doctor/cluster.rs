@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
+use quire_proto::id::ANY_ZONE;
 use quire_proto::store::{Heard, Link, Member, Meta, ReachRow, UnitRow};
 
 use super::Finding;
@@ -261,8 +262,13 @@ fn work(units: &[UnitRow], reaches: &[ReachRow], members: &[Member]) -> Vec<Find
     let idle: Vec<&UnitRow> = units.iter().filter(|unit| unit.node == 0).collect();
     for zone in idle.iter().map(|unit| unit.zone.as_str()).collect::<BTreeSet<_>>() {
         let count = idle.iter().filter(|unit| unit.zone == zone).count();
-        let fix = match members.iter().any(|member| member.zone == zone && !member.witness) {
-            true => "see `quire reachability`: a node that is alive and not drained must reach them",
+        let fix = match members
+            .iter()
+            .any(|member| (zone == ANY_ZONE || member.zone == zone) && !member.witness)
+        {
+            true => {
+                "see `quire plan --explain ADDRESS`: a node that is alive, not drained and not forbidden must reach them"
+            }
             false => "no node stands in this zone: start one with --zone, or correct the settings",
         };
         found.push(Finding::problem("units", format!("{count} units have no node"), fix).about(zone));

@@ -5,10 +5,12 @@ use super::peers::{self, Exporter};
 use super::reads::{dense, quire};
 use super::{PATIENCE, Row, discover, goal, grouped, number};
 use crate::lab::{Far, Lab};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 /// Devices that are read; each has 8 supplies.
 const DEVICES: u32 = 64;
+/// Repeated reads: as many as a plan serves, thorough ones included, and the full one that follows it.
+const LIFE: u32 = 25;
 
 /// What `read` moves, octets and packets a device.
 fn moved(far: &Far, devices: u32, read: impl FnOnce() -> Result<()>) -> Result<(f64, f64)> {
@@ -31,13 +33,12 @@ fn say((octets, packets): (f64, f64)) -> String {
 pub fn rows(lab: &Lab) -> Result<Vec<Row>> {
     let far = lab.respond(dense(DEVICES, 8))?;
     let on = "a device of 8 supplies, UDP payload both ways";
-    let report = quire(lab, &far, DEVICES, 1)?;
+    let report = quire(lab, &far, DEVICES, LIFE)?;
     let of = |phase: &str| {
         let packets = number(&report[phase], "packets_sent")? + number(&report[phase], "packets_received")?;
-        Ok::<_, anyhow::Error>((
-            number(&report[phase], "bytes")? / f64::from(DEVICES),
-            packets / f64::from(DEVICES),
-        ))
+        let reads = number(&report[phase], "reads")?;
+        ensure!(reads > 0.0 && number(&report[phase], "failed")? == 0.0, "not all was read: {report}");
+        Ok((number(&report[phase], "bytes")? / reads, packets / reads))
     };
     let (first, again) = (of("first")?, of("repeat")?);
     let mut rows = vec![

@@ -14,7 +14,7 @@ const WHAT: &str = "read again";
 const DEVICES: u32 = 1_000;
 const ROUNDS: u32 = 20;
 /// Supplies that make the repeated read about 25 objects.
-const SUPPLIES: usize = 5;
+const SUPPLIES: usize = 14;
 /// In flight at once, over a bad line.
 const FLIGHT: u32 = 50_000;
 

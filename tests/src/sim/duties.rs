@@ -14,7 +14,7 @@ use quire_coordinator::rows;
 use quire_proto::id::{Epoch, Millis, NodeId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Claim, Grant, Heard, Member, Meta, Plan, ReachRow};
+use quire_proto::store::{Claim, Heard, Member, Meta, ReachRow};
 
 use super::node::{Node, members, peer_of};
 use super::propose::Failed;
@@ -249,36 +249,13 @@ impl Leader {
 
     fn node_view(&self, member: &Member) -> NodeView {
         let (alive, since) = self.seen(member);
-        NodeView {
-            id: NodeId(member.id),
-            zone: member.zone.clone(),
-            alive,
-            since,
-            draining: member.draining,
-            witness: member.witness,
-            can_collect: true,
-        }
+        NodeView::of(member, alive, since)
     }
 
     async fn commit(&mut self, claim: Epoch, changes: &[Change]) -> bool {
         for some in changes.chunks(PLAN_ROWS) {
             self.keep_claim().await;
-            let mut plan = Plan { claim: claim.0, ..Plan::default() };
-            for change in some {
-                match change {
-                    Change::Grant { unit, node, spec, cost, hops, hand_over } => plan.grants.push(Grant {
-                        unit: unit.to_string(),
-                        node: node.0,
-                        zone: spec.zone.clone(),
-                        prefix: spec.prefix.to_string(),
-                        segment: spec.segment.to_string(),
-                        cost: *cost,
-                        hops: *hops,
-                        hand_over: *hand_over,
-                    }),
-                    Change::Drop { unit } => plan.drop_units.push(unit.to_string()),
-                }
-            }
+            let plan = planner::command(claim, some, quire_proto::CLUSTER_VERSION);
             if self.node.propose_here("", Kind::Plan(plan), PATIENCE).await.is_err() {
                 return false;
             }
