@@ -74,11 +74,11 @@ impl Store {
         match written {
             Ok(Step::More) => Ok(()),
             Ok(Step::Whole { octets, sha256 }) => self.keep_bundle(holder, &id, octets, sha256, now).await,
-            Ok(Step::Useless(why)) => self.close_bundle(holder, &id, false, &why, now).await,
+            Ok(Step::Useless(why)) => self.give_up_bundle(holder, &id, &why, now).await,
             Err(error) => {
                 tracing::error!(%error, job = id, "store a part of a bundle");
                 let why = format!("the Web Admin could not store the bundle: {error}");
-                self.close_bundle(holder, &id, false, &why, now).await
+                self.give_up_bundle(holder, &id, &why, now).await
             }
         }
     }
@@ -117,17 +117,16 @@ impl Store {
         Ok(())
     }
 
-    async fn close_bundle(
+    async fn give_up_bundle(
         &self,
         holder: Holder,
         id: &str,
-        ok: bool,
         why: &str,
         now: Millis,
     ) -> Result<(), LinkError> {
         // Not there where nothing came.
         drop(fs::remove_file(unfinished(&self.bundles, id)));
-        self.close_job(holder, id, ok, why, now).await.map(drop)
+        self.close_job(holder, id, false, why, now).await.map(drop)
     }
 
     /// Every bundle, oldest first.

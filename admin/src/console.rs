@@ -9,16 +9,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Form, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use futures::Stream;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -113,10 +114,17 @@ fn router(console: Console) -> Router {
         .route("/logout", axum::routing::post(log_out))
         .route("/assets/app.js", get(|| asset("text/javascript", include_str!("../assets/app.js"))))
         .route("/assets/style.css", get(|| asset("text/css", include_str!("../assets/style.css"))))
-        .fallback(|| async { PageError::NotFound })
+        .fallback(unknown)
         .layer(DefaultBodyLimit::max(BODY_OCTETS_MAX))
         .layer(from_fn_with_state(console.clone(), check_host))
         .with_state(console)
+}
+
+async fn unknown(uri: Uri) -> Response {
+    if !uri.path().starts_with("/api/") {
+        return PageError::NotFound.into_response();
+    }
+    (StatusCode::NOT_FOUND, Json(json!({ "error": format!("{} is not served", uri.path()) }))).into_response()
 }
 
 /// On a loopback address the name in the URL must be the machine itself: a foreign name that resolves to it

@@ -4,10 +4,10 @@
 //! device's identity, so hearing them twice does no harm.
 
 use quire_proto::convert;
-use quire_proto::store::{DeviceNews, OutboxEntry, ReadingRow};
+use quire_proto::store::{DeviceNews, ReadingRow};
 use sqlx::{Sqlite, Transaction};
 
-use crate::intake::{Entry, malformed, put_device};
+use crate::intake::{Fact, malformed, put_device};
 use crate::store::{LinkError, int, uint};
 
 /// Of any face: maker, serial, card and engine together.
@@ -152,8 +152,7 @@ async fn refresh(tx: &mut Transaction<'_, Sqlite>, site: i64, device: &str) -> R
     // What was stored was understood before it was stored.
     let reading = convert::decode(&row.reading).unwrap_or_default();
     let first_seen_ms = uint(latest.first_ms);
-    let wire = OutboxEntry { row: Some(row), zone, first_seen_ms, ..OutboxEntry::default() };
-    put_device(tx, site, &Entry { seq: 0, through: 0, wire, reading, octets: bytes::Bytes::new() }).await?;
+    put_device(tx, site, &Fact { row, zone, first_seen_ms, reading }).await?;
     if let Some(typed) = typed {
         sqlx::query(
             "UPDATE devices SET typed_name = ?, typed_location = ?, typed_asset = ?, expired_at_ms = ?

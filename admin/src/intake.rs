@@ -5,7 +5,7 @@
 
 use prost::Message as _;
 use quire_proto::id::Millis;
-use quire_proto::store::OutboxEntry;
+use quire_proto::store::{AlertNews, DeviceNews, OutboxEntry, ReadingRow};
 use quire_proto::upstream::{CheckIn, Hello};
 use quire_proto::{convert, reading};
 use sqlx::{Sqlite, Transaction};
@@ -135,29 +135,20 @@ impl Store {
                 taken.skipped += 1;
                 continue;
             }
-            if let Some(news) = &entry.wire.news {
-                devices += identity::put_news(&mut tx, holder.site, news).await?;
-                taken.through = entry.seq;
-                continue;
+            match &entry.what {
+                What::Reading(fact) => match put_reading(&mut tx, holder.site, entry, fact, now).await? {
+                    Put::New { device } => {
+                        taken.stored += 1;
+                        devices += i64::from(device);
+                    }
+                    Put::Duplicate => taken.duplicates += 1,
+                    Put::Conflict => taken.conflicts += 1,
+                },
+                What::News(news) => devices += identity::put_news(&mut tx, holder.site, news).await?,
+                What::Alert(alert) => alerts::put(&mut tx, holder.site, alert, now).await?,
+                What::Superseded => {}
             }
-            if let Some(alert) = &entry.wire.alert {
-                alerts::put(&mut tx, holder.site, alert, now).await?;
-                taken.through = entry.seq;
-                continue;
-            }
-            if entry.wire.superseded_through > 0 {
-                taken.through = entry.through;
-                continue;
-            }
-            match put_entry(&mut tx, holder.site, entry, now).await? {
-                Put::New { device } => {
-                    taken.stored += 1;
-                    devices += i64::from(device);
-                }
-                Put::Duplicate => taken.duplicates += 1,
-                Put::Conflict => taken.conflicts += 1,
-            }
-            taken.through = entry.seq;
+            taken.through = entry.through;
         }
         if !entries.is_empty() {
             sqlx::query(
@@ -338,14 +329,31 @@ pub(crate) async fn touch(
     Ok(())
 }
 
-/// An entry with its reading understood.
-pub(crate) struct Entry {
-    pub(crate) seq: u64,
+/// An entry that was understood.
+struct Entry {
+    seq: u64,
     /// The last number that it stands for: its own, or that of a run of which later readings are left alone.
-    pub(crate) through: u64,
-    pub(crate) wire: OutboxEntry,
+    through: u64,
+    what: What,
+    octets: bytes::Bytes,
+}
+
+/// What an entry brings. One with a row is a reading, whatever else stands in it.
+enum What {
+    Reading(Box<Fact>),
+    News(DeviceNews),
+    Alert(AlertNews),
+    /// Later readings stand for these numbers.
+    Superseded,
+}
+
+/// A reading, and what is told of its device beside it.
+pub(crate) struct Fact {
+    pub(crate) row: ReadingRow,
+    pub(crate) zone: String,
+    /// 0 where the reading is the first.
+    pub(crate) first_seen_ms: u64,
     pub(crate) reading: reading::Reading,
-    pub(crate) octets: bytes::Bytes,
 }
 
 /// Everything is understood before anything is stored.
@@ -359,44 +367,45 @@ fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, 
         if wire.seq != seq {
             return Err(malformed(format!("entry {} stands at {seq}", wire.seq)));
         }
-        if let (None, Some(news)) = (&wire.row, &wire.news) {
-            identity::check(seq, news)?;
-            next = seq.checked_add(1);
-            let reading = reading::Reading::default();
-            all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });
-            continue;
-        }
-        if let (None, Some(alert)) = (&wire.row, &wire.alert) {
-            alerts::check(seq, alert)?;
-            next = seq.checked_add(1);
-            let reading = reading::Reading::default();
-            all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });
-            continue;
-        }
-        if wire.row.is_none() && wire.superseded_through >= seq {
-            let (through, reading) = (wire.superseded_through, reading::Reading::default());
-            if i64::try_from(through).is_err() {
-                return Err(malformed(format!("entry {seq} has a number out of range")));
-            }
-            next = through.checked_add(1);
-            all.push(Entry { seq, through, wire, reading, octets: octets.clone() });
-            continue;
-        }
-        let row = wire.row.as_ref().ok_or_else(|| malformed(format!("entry {seq} holds no reading")))?;
-        let texts = [&row.id, &row.device, &row.unit, &row.address, &wire.zone];
-        if texts.iter().any(|text| text.len() > TEXT_MAX) || row.id.is_empty() || row.device.is_empty() {
-            return Err(malformed(format!("entry {seq} has a name that is empty or too long")));
-        }
-        let numbers = [seq, row.at_ms, row.node, row.epoch, wire.first_seen_ms];
-        if numbers.iter().any(|number| i64::try_from(*number).is_err()) {
+        let through = if wire.row.is_none() { wire.superseded_through.max(seq) } else { seq };
+        if i64::try_from(through).is_err() {
             return Err(malformed(format!("entry {seq} has a number out of range")));
         }
-        let reading = convert::decode(&row.reading)
-            .map_err(|error| malformed(format!("the reading of entry {seq} cannot be decoded: {error}")))?;
-        next = seq.checked_add(1);
-        all.push(Entry { seq, through: seq, wire, reading, octets: octets.clone() });
+        let what = understand(wire)?;
+        let through = if matches!(what, What::Superseded) { through } else { seq };
+        next = through.checked_add(1);
+        all.push(Entry { seq, through, what, octets: octets.clone() });
     }
     Ok(all)
+}
+
+fn understand(wire: OutboxEntry) -> Result<What, LinkError> {
+    let seq = wire.seq;
+    let row = match (wire.row, wire.news, wire.alert) {
+        (Some(row), _, _) => row,
+        (None, Some(news), _) => {
+            identity::check(seq, &news)?;
+            return Ok(What::News(news));
+        }
+        (None, None, Some(alert)) => {
+            alerts::check(seq, &alert)?;
+            return Ok(What::Alert(alert));
+        }
+        (None, None, None) if wire.superseded_through >= seq => return Ok(What::Superseded),
+        (None, None, None) => return Err(malformed(format!("entry {seq} holds no reading"))),
+    };
+    let texts = [&row.id, &row.device, &row.unit, &row.address, &wire.zone];
+    if texts.iter().any(|text| text.len() > TEXT_MAX) || row.id.is_empty() || row.device.is_empty() {
+        return Err(malformed(format!("entry {seq} has a name that is empty or too long")));
+    }
+    let numbers = [row.at_ms, row.node, row.epoch, wire.first_seen_ms];
+    if numbers.iter().any(|number| i64::try_from(*number).is_err()) {
+        return Err(malformed(format!("entry {seq} has a number out of range")));
+    }
+    let reading = convert::decode(&row.reading)
+        .map_err(|error| malformed(format!("the reading of entry {seq} cannot be decoded: {error}")))?;
+    let (zone, first_seen_ms) = (wire.zone, wire.first_seen_ms);
+    Ok(What::Reading(Box::new(Fact { row, zone, first_seen_ms, reading })))
 }
 
 enum Put {
@@ -408,13 +417,14 @@ enum Put {
     Conflict,
 }
 
-async fn put_entry(
+async fn put_reading(
     tx: &mut Transaction<'_, Sqlite>,
     site: i64,
     entry: &Entry,
+    fact: &Fact,
     now: Millis,
 ) -> Result<Put, LinkError> {
-    let Some(row) = &entry.wire.row else { return Err(malformed("an entry holds no reading")) };
+    let row = &fact.row;
     let added = sqlx::query(
         "INSERT INTO readings
              (id, site, seq, device, unit, address, at_ms, node, epoch, late, reading, received_at_ms, face)
@@ -436,7 +446,7 @@ async fn put_entry(
     .execute(&mut **tx)
     .await?;
     if added.rows_affected() > 0 {
-        let device = put_device(tx, site, entry).await?;
+        let device = put_device(tx, site, fact).await?;
         return Ok(Put::New { device });
     }
     let (device, stored): (String, (String, i64, Vec<u8>)) =
@@ -465,9 +475,9 @@ async fn put_entry(
 pub(crate) async fn put_device(
     tx: &mut Transaction<'_, Sqlite>,
     site: i64,
-    entry: &Entry,
+    fact: &Fact,
 ) -> Result<bool, LinkError> {
-    let Some(row) = &entry.wire.row else { return Ok(false) };
+    let (row, reading) = (&fact.row, &fact.reading);
     let known: Option<i64> =
         sqlx::query_scalar("SELECT metered_at_ms FROM devices WHERE site = ? AND id = ?")
             .bind(site)
@@ -477,7 +487,6 @@ pub(crate) async fn put_device(
     if known.is_some_and(|metered_at_ms| uint(metered_at_ms) > row.at_ms) {
         return Ok(false);
     }
-    let reading = &entry.reading;
     let total = reading.counters.total.and_then(|total| i64::try_from(total).ok());
     sqlx::query(
         "INSERT INTO devices (site, id, zone, unit, address, node, vendor, model, serial, name, location,
@@ -492,7 +501,7 @@ pub(crate) async fn put_device(
     )
     .bind(site)
     .bind(&row.device)
-    .bind(&entry.wire.zone)
+    .bind(&fact.zone)
     .bind(&row.unit)
     .bind(&row.address)
     .bind(int(row.node)?)
@@ -504,7 +513,7 @@ pub(crate) async fn put_device(
     .bind(reading.status.map(reading::Status::word))
     .bind(total)
     .bind(reading.supplies.iter().filter_map(|supply| supply.percent).min().map(i64::from))
-    .bind(int(if entry.wire.first_seen_ms == 0 { row.at_ms } else { entry.wire.first_seen_ms })?)
+    .bind(int(if fact.first_seen_ms == 0 { row.at_ms } else { fact.first_seen_ms })?)
     .bind(int(row.at_ms)?)
     .bind(row.reading.as_ref())
     .execute(&mut **tx)

@@ -56,6 +56,16 @@ impl Options {
     fn asking(&self) -> Asking {
         Asking { ports: self.http.clone(), ipp: self.ipp, unknown: self.http_named, ..Asking::default() }
     }
+
+    fn engine(&self) -> snmp::Options {
+        snmp::Options {
+            rate: self.rate,
+            timeout: self.timeout,
+            retries: self.retries,
+            find_engines: self.find_engines,
+            ..snmp::Options::default()
+        }
+    }
 }
 
 /// Addresses that are asked on several ports: there is a device on each, and whose the one web server is nobody knows.
@@ -105,13 +115,12 @@ pub(crate) struct Summary {
 pub(crate) struct Explanation {
     /// Addresses that would be asked.
     pub(crate) addresses: u64,
-    /// Packets if nobody answers, the worst case.
+    /// Packets if nobody answers and no network asks for a slower pace.
     pub(crate) packets_at_most: u64,
     /// Packets if everybody answers the first question.
     pub(crate) packets_at_least: u64,
-    /// Seconds that the rate alone asks for in the worst case; absent when it is unlimited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) seconds_at_most: Option<f64>,
+    /// Seconds for these packets at the rate, and for waiting in vain; reading devices comes on top.
+    pub(crate) seconds_at_most: f64,
     /// Addresses of the targets that are excluded.
     pub(crate) excluded: u64,
     /// TCP ports that devices which leave something open are asked on for their pages.
@@ -168,14 +177,19 @@ fn count(options: &Options) -> (u64, u64) {
 /// What [`run`] would send.
 pub(crate) fn explain(options: &Options) -> Explanation {
     let (addresses, excluded) = count(options);
-    let tries = 1 + u64::from(options.retries);
-    let credentials = u64::try_from(options.credentials.len()).unwrap_or(1).max(1);
-    let packets_at_most = addresses.saturating_mul(tries).saturating_mul(credentials);
+    let engine = options.engine();
+    let transmissions = Sweep::packets_when_silent(&options.credentials, &engine);
+    let packets_at_most = addresses.saturating_mul(u64::from(transmissions));
+    // The last address is waited for after its last packet; without a rate each windowful of addresses is.
+    let patience = f64::from(transmissions) * options.timeout.as_secs_f64();
+    let windows = addresses.div_ceil(engine.window as u64) as f64;
+    let sending = if options.rate > 0 { packets_at_most as f64 / f64::from(options.rate) } else { 0.0 };
     Explanation {
         addresses,
         packets_at_most,
         packets_at_least: addresses,
-        seconds_at_most: (options.rate > 0).then(|| packets_at_most as f64 / f64::from(options.rate)),
+        seconds_at_most: sending.max((windows - 1.0).max(0.0) * patience)
+            + if addresses > 0 { patience } else { 0.0 },
         excluded,
         http_ports: options.http.clone(),
         ipp: options.ipp,
@@ -197,15 +211,7 @@ const VISITS: usize = 64;
 /// When no socket can be had.
 pub(crate) async fn run(mut options: Options, tell: mpsc::Sender<Finding>) -> anyhow::Result<Summary> {
     let started = clock::steady();
-    let snmp = Snmp::bind(snmp::Options {
-        rate: options.rate,
-        timeout: options.timeout,
-        retries: options.retries,
-        find_engines: options.find_engines,
-        ..snmp::Options::default()
-    })
-    .await
-    .context("open the SNMP sockets")?;
+    let snmp = Snmp::bind(options.engine()).await.context("open the SNMP sockets")?;
     let mut found = hops::Found::default();
     if let Some(most) = options.hops {
         found = hops::explore(&snmp, &options, most, &tell).await?;

@@ -121,6 +121,15 @@ impl io::Write for Line {
     }
 }
 
+/// The innermost reason of an error, which says more than the layers around it.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Subnets};
 use serde::{Serialize, Serializer};
 
 /// An EUI-48 hardware address that can tell devices apart.
@@ -74,12 +74,39 @@ pub enum Target {
     Host(IpAddr, Option<u16>),
 }
 
+/// Addresses that are never contacted, in any of a target's forms but without a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exclusion(pub Vec<IpNet>);
+
+impl FromStr for Exclusion {
+    type Err = BadTarget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A whole IPv6 prefix may be left out, though none can be swept.
+        if let Ok(net) = text.parse::<IpNet>() {
+            return Ok(Exclusion(vec![net.trunc()]));
+        }
+        let target: Target = text.parse()?;
+        if target.port().is_some() {
+            return Err(BadTarget::Port(text.to_owned()));
+        }
+        Ok(Exclusion(match target {
+            Target::Prefix(net, _) => vec![net],
+            Target::Range(first, last, _) => Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect(),
+            Target::Host(host, _) => vec![host.into()],
+        }))
+    }
+}
+
 /// What is wrong with a target.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadTarget {
     /// Not one of the three forms.
     #[error("`{0}` is not a target: expected 10.1.0.0/24, 10.1.0.5-90, 10.1.0.5 or one of them with :PORT")]
     Form(String),
+    /// An exclusion of one port.
+    #[error("`{0}` names a port: what is excluded is excluded on all of them; leave the port out")]
+    Port(String),
     /// The end of a range lies before its start.
     #[error("`{0}` is an empty range: the end lies before the start")]
     EmptyRange(String),
@@ -189,6 +216,20 @@ mod tests {
         for bad in ["", "x", "10.0.0.0/33", "10.0.0.9-3", "10.0.0.1:99999", "fd00::/64", "10.0.0.1-x"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn exclusions_take_every_form_but_a_port() {
+        let nets = |text: &str| {
+            let Exclusion(nets) = text.parse().unwrap();
+            nets.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(nets("127.2.0.9/24"), ["127.2.0.0/24"]);
+        assert_eq!(nets("127.2.0.7"), ["127.2.0.7/32"]);
+        assert_eq!(nets("127.2.0.7-10"), ["127.2.0.7/32", "127.2.0.8/31", "127.2.0.10/32"]);
+        assert_eq!(nets("fd00::/64"), ["fd00::/64"], "no sweep, so no bound");
+        assert_eq!("127.2.0.7:161".parse::<Exclusion>(), Err(BadTarget::Port("127.2.0.7:161".to_owned())));
+        assert!("x".parse::<Exclusion>().is_err());
     }
 
     #[test]

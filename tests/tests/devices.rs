@@ -88,6 +88,7 @@ fn merges_are_taken_back(cluster: &Cluster, before: &[String]) -> Result<()> {
     let told = |start: &str| audit.iter().any(|row| text(row, "what").starts_with(start));
     ensure!(told("merged devices") && told("took back"), "{audit:?}");
     ensure!(cluster.list(&["review"])?.is_empty(), "nothing is doubtful");
-    cluster.list(&["events"])?;
+    let events = cluster.list(&["events"])?;
+    ensure!(events.is_empty(), "what was decided and taken back happened to no device: {events:?}");
     Ok(())
 }

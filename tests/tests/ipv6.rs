@@ -107,3 +107,12 @@ fn the_whole_internet_is_explained_at_once() {
     assert_eq!(said[0]["addresses"], (1u64 << 32) - 2 - (1 << 24));
     assert_eq!(said[0]["excluded"], 1 << 24);
 }
+
+#[test]
+fn silence_is_counted_before_it_is_met() {
+    let args = "discover 127.3.0.1-20 --exclude 127.3.0.11-20 --v2c --retries 1 --timeout 3s --explain --format json";
+    let said = Programs::find().unwrap().quire(&args.split(' ').collect::<Vec<_>>()).unwrap().json().unwrap();
+    assert_eq!(said[0]["packets_at_most"], 20, "ten addresses, two transmissions each");
+    let seconds = said[0]["seconds_at_most"].as_f64().unwrap();
+    assert!((6.0..6.1).contains(&seconds), "two timeouts, and 20 packets at 500 a second: {seconds}");
+}

@@ -7,6 +7,8 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use serde_json::Value;
 
+use crate::telemetry::root_cause;
+
 /// How long a receiver may take to connect and to answer.
 const CONNECTING: Duration = Duration::from_secs(5);
 const ANSWERING: Duration = Duration::from_secs(10);
@@ -60,15 +62,6 @@ pub(super) enum Failed {
     Refused(String),
     /// Nobody answers: others need not be tried now.
     Silent(String),
-}
-
-/// The innermost reason, which says more than the layers around it.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
-use quire_proto::address::Target;
+use quire_proto::address::{Exclusion, Target};
 
 use super::output::Format;
 use super::secret::SecretText;
@@ -423,9 +423,9 @@ pub(crate) struct Discover {
     /// SNMPv3 privacy password, or @FILE
     #[arg(long, requires = "v3_priv", value_name = "PASSWORD")]
     pub(crate) v3_priv_pass: Option<SecretText>,
-    /// Never contacted; repeatable
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) exclude: Vec<IpNet>,
+    /// Never contacted: 10.1.9.0/24, 10.1.0.5-90 or 10.1.0.5; repeatable
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) exclude: Vec<Exclusion>,
     /// Also search this machine's own links and what its gateways' tables name, this many routers away
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=32))]
     pub(crate) hops: Option<u32>,

@@ -72,9 +72,10 @@ fn progress(addresses: u64) -> ProgressBar {
 
 fn print_explanation(explanation: &Explanation, options: &Options, format: Format) -> anyhow::Result<()> {
     let value = serde_json::to_value(explanation).context("write the explanation")?;
-    let time = match explanation.seconds_at_most {
-        Some(seconds) => format!("{seconds:.0} seconds at most, at {} packets a second", options.rate),
-        None => "no limit on the rate".to_owned(),
+    let seconds = explanation.seconds_at_most.ceil();
+    let time = match options.rate {
+        0 => format!("{seconds} seconds at most, with no limit on the rate"),
+        rate => format!("{seconds} seconds at most, at {rate} packets a second"),
     };
     let first = explanation.explore.as_ref().map(|plan| format!("{plan}\n")).unwrap_or_default();
     let pages = match (options.http.as_slice(), options.http_named) {
@@ -107,7 +108,7 @@ fn options(discover: Discover) -> anyhow::Result<Options> {
         targets: discover.targets,
         port: discover.port,
         credentials,
-        exclude: discover.exclude,
+        exclude: discover.exclude.into_iter().flat_map(|exclusion| exclusion.0).collect(),
         rate: discover.rate,
         timeout: discover.timeout,
         retries: discover.retries,

@@ -174,14 +174,36 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Prints one object: as it is, or as lines of name and value.
+/// Prints one object: as it is, as `text`, or as rows of name and value.
 ///
 /// # Errors
 /// When stdout is closed.
 pub(crate) fn object(format: Format, value: &Value, text: &str) -> io::Result<()> {
     match format {
         Format::Json => lines(std::slice::from_ref(value)),
-        Format::Table | Format::Csv => line(text),
+        Format::Csv => {
+            let mut out = csv::Writer::from_writer(io::stdout());
+            out.write_record(["name", "value"])?;
+            let mut fields = Vec::new();
+            flatten("", value, &mut fields);
+            fields.iter().try_for_each(|field| out.write_record(field))?;
+            out.flush()
+        }
+        Format::Table => line(text),
+    }
+}
+
+/// Every value of an object with the path that [`cell`] finds it by, and the place in lists as a step of it.
+fn flatten(path: &str, value: &Value, into: &mut Vec<[String; 2]>) {
+    let step = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Object(object) => object.iter().for_each(|(name, value)| flatten(&step(name), value, into)),
+        Value::Array(items) => {
+            (0..).zip(items).for_each(|(at, value): (u32, _)| flatten(&step(&at.to_string()), value, into));
+        }
+        Value::String(text) => into.push([path.to_owned(), printable(text)]),
+        Value::Null => {}
+        Value::Bool(_) | Value::Number(_) => into.push([path.to_owned(), value.to_string()]),
     }
 }
 
@@ -239,6 +261,15 @@ mod tests {
         let column = |text: &str, what: &str| text.lines().last().and_then(|line| line.find(what));
         assert_eq!(column(&first, "1"), column(&second, "2"), "{first}\n{second}");
         assert!(first.contains("NAME") && !second.contains("NAME"));
+    }
+
+    #[test]
+    fn an_object_is_flattened_to_names_and_values() {
+        let value = serde_json::json!({"a": {"b": 1, "c": null}, "list": [{"d": "x\ty"}, true]});
+        let mut fields = Vec::new();
+        flatten("", &value, &mut fields);
+        let shown: Vec<String> = fields.iter().map(|field| field.join("=")).collect();
+        assert_eq!(shown, ["a.b=1", "list.0.d=x y", "list.1=true"]);
     }
 
     #[test]

@@ -193,7 +193,7 @@ async fn status(node: &Node, format: Format) -> anyhow::Result<()> {
         ),
     };
     let summary = format!(
-        "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\nsweeps    {sweeps}\nupstream  {} ({}), held by {}, {} readings acknowledged, {} pending",
+        "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\nsweeps    {sweeps}\nupstream  {} ({}), held by {}, {} outbox entries acknowledged, {} pending",
         text("cluster"),
         text("devices"),
         text("units"),

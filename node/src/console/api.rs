@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use quire_coordinator::tables::{Fault, Table};
 use quire_proto::id::Millis;
 use serde::Deserialize;
@@ -26,6 +26,7 @@ pub(super) fn routes(site: &Arc<Site>) -> Router<Arc<Site>> {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/openapi.json", get(|| async { Json(openapi()) }))
+        .route("/api/{*rest}", any(unknown))
         .merge(guarded)
 }
 
@@ -53,6 +54,13 @@ async fn by_token(State(site): State<Arc<Site>>, request: Request, next: Next) -
             "a token is needed: `quire api-token create --role viewer`, then `Authorization: Bearer TOKEN`",
         ),
     }
+}
+
+async fn unknown(uri: Uri) -> Response {
+    problem(
+        StatusCode::NOT_FOUND,
+        format!("{} is not served: /api/v1/openapi.json lists what is", uri.path()),
+    )
 }
 
 /// An error as JSON.
@@ -183,22 +191,24 @@ async fn audit(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
 }
 
 fn openapi() -> Value {
-    let list = |summary: &str| {
+    let answers = |summary: &str, what: &str| {
         json!({"get": {"summary": summary, "security": [{"token": []}], "responses": {
-            "200": {"description": "An array of objects; one object a line with Accept: application/x-ndjson"},
-            "401": {"description": "No token, or one that is not known"}}}})
+            "200": {"description": what}, "401": {"description": "No token, or one that is not known"}}}})
+    };
+    let list = |summary: &str| {
+        answers(summary, "An array of objects; one object a line with Accept: application/x-ndjson")
     };
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Quire node", "version": env!("CARGO_PKG_VERSION")},
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "paths": {
-            "/api/v1/status": list("The cluster in one object"),
+            "/api/v1/status": answers("The cluster", "One object"),
             "/api/v1/members": list("The nodes"),
             "/api/v1/units": list("The units and how far their sweeps have come"),
             "/api/v1/plan": list("Which node has which unit"),
             "/api/v1/devices": list("The devices; ?all=true with those that left the reports"),
-            "/api/v1/device/{id}": list("One device with its evidence, decisions and events"),
+            "/api/v1/device/{id}": answers("A device with its evidence, decisions and events", "One object"),
             "/api/v1/events": list("What happened to devices, oldest first; ?device=ID"),
             "/api/v1/review": list("What is doubtful about who is who"),
             "/api/v1/decisions": list("What operators decided about it"),

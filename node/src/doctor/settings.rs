@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use quire_coordinator::rows;
 use quire_coordinator::settings::{AuthProtocol, PrivProtocol, Settings, SnmpCredential};
 use quire_proto::id::ANY_ZONE;
+use quire_proto::store::Member;
 
 use super::Finding;
 use crate::cluster::{Cluster, SettingsError};
@@ -31,13 +32,29 @@ pub(super) fn judge(
         )],
         Ok(Some(settings)) => {
             let members = rows::members(&cluster.view()).unwrap_or_default();
-            let zones = members.iter().filter(|member| !member.witness).map(|member| member.zone.clone());
-            of(settings, &zones.collect())
+            of(settings, &Site::of(&members))
         }
     }
 }
 
-fn of(settings: &Settings, zones: &BTreeSet<String>) -> Vec<Finding> {
+/// What the settings may name.
+struct Site {
+    /// Where a node collects.
+    zones: BTreeSet<String>,
+    nodes: BTreeSet<String>,
+}
+
+impl Site {
+    fn of(members: &[Member]) -> Site {
+        let collect = members.iter().filter(|member| !member.witness);
+        Site {
+            zones: collect.map(|member| member.zone.clone()).collect(),
+            nodes: members.iter().map(|member| member.name.clone()).collect(),
+        }
+    }
+}
+
+fn of(settings: &Settings, site: &Site) -> Vec<Finding> {
     let mut found = Vec::new();
     let discovery = &settings.discovery;
     if discovery.segments.is_empty() && discovery.hops.is_none() {
@@ -53,7 +70,7 @@ fn of(settings: &Settings, zones: &BTreeSet<String>) -> Vec<Finding> {
             let fix = "take it out of [discovery] segments or exclude";
             found.push(Finding::note(CHECK, "all of it is excluded", fix).about(prefix.to_string()));
         }
-        if segment.zone != ANY_ZONE && !zones.contains(&segment.zone) {
+        if segment.zone != ANY_ZONE && !site.zones.contains(&segment.zone) {
             let what = format!("no node stands in its zone {}", segment.zone);
             let fix = "start one with --zone, or correct the zone in [discovery] segments";
             found.push(Finding::problem(CHECK, what, fix).about(prefix.to_string()));
@@ -75,6 +92,13 @@ fn of(settings: &Settings, zones: &BTreeSet<String>) -> Vec<Finding> {
             found.push(
                 Finding::note(CHECK, what, "correct its segment").about(format!("http_login[{}]", n + 1)),
             );
+        }
+    }
+    for (n, place) in settings.placements.iter().enumerate() {
+        for name in place.pin.iter().chain(&place.forbid).filter(|name| !site.nodes.contains(*name)) {
+            let what = format!("there is no node {name}: that part of it has no effect");
+            let fix = "correct the name; `quire members` lists them";
+            found.push(Finding::note(CHECK, what, fix).about(format!("placement[{}]", n + 1)));
         }
     }
     if found.is_empty() {
@@ -118,7 +142,8 @@ mod tests {
     use crate::doctor::State;
 
     fn found(text: &str) -> Vec<Finding> {
-        of(&Settings::parse(text).unwrap(), &BTreeSet::from(["hq".to_owned()]))
+        let member = Member { name: "n1".into(), zone: "hq".into(), ..Member::default() };
+        of(&Settings::parse(text).unwrap(), &Site::of(&[member]))
     }
 
     #[test]
@@ -130,10 +155,11 @@ mod tests {
         let bad = found(
             "[discovery]\nsegments = [\"10.1.0.0/24\", { prefix = \"10.2.0.0/24\", zone = \"gone\" }]\nexclude = [\"10.1.0.0/16\"]\nrate = 0\n\
              [[snmp]]\nversion = \"3\"\nuser = \"u\"\nauth = \"md5\"\nauth_pass = \"hidden-22\"\npriv = \"des\"\npriv_pass = \"hidden-33\"\npermission = \"p\"\n\
-             [[http_login]]\nsegment = \"10.9.0.0/24\"\nuser = \"u\"\npassword = \"hidden-1\"\n",
+             [[http_login]]\nsegment = \"10.9.0.0/24\"\nuser = \"u\"\npassword = \"hidden-1\"\n\
+             [[placement]]\nsegment = \"10.1.0.0/24\"\npin = \"n1\"\nforbid = [\"n7\"]\n",
         );
         let about: Vec<&str> = bad.iter().map(|finding| finding.about.as_str()).collect();
-        assert_eq!(about, ["10.1.0.0/24", "10.2.0.0/24", "", "snmp[1]", "http_login[1]"]);
+        assert_eq!(about, ["10.1.0.0/24", "10.2.0.0/24", "", "snmp[1]", "http_login[1]", "placement[1]"]);
         assert_eq!(bad.iter().filter(|finding| finding.state == State::Problem).count(), 1, "{bad:?}");
         assert!(bad[3].what.contains("md5 and des"));
         assert!(!format!("{bad:?}").contains("hidden"));

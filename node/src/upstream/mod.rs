@@ -30,6 +30,7 @@ use tower::service_fn;
 
 use crate::cluster::Cluster;
 use crate::device::script::Scripts;
+use crate::telemetry::root_cause;
 use crate::tls::{Connector, Identity};
 
 pub(crate) use enroll::enroll;
@@ -221,15 +222,6 @@ async fn dial(url: &str, connector: Connector) -> anyhow::Result<Channel> {
     dialled
         .map_err(|_| anyhow::anyhow!("{url} does not answer"))?
         .map_err(|error| anyhow::anyhow!("reach {url}: {}", root_cause(&error)))
-}
-
-/// The innermost reason, which says more than the layers around it.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 /// What epochs look like on the wire.

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write};
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -15,8 +15,8 @@ const ROOT: &str = "quire-bundle";
 const MANIFEST: &str = "manifest.json";
 /// zstd's default.
 const LEVEL: i32 = 3;
-/// One file of an archive that is checked; what is written is cut long before.
-const LARGEST: u64 = 64 << 20;
+/// Of a manifest: one line for each file.
+const LARGEST_MANIFEST: u64 = 16 << 20;
 
 /// One file of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,16 +79,18 @@ pub(crate) fn check(path: &Path) -> io::Result<Vec<Entry>> {
     let mut seen = std::collections::BTreeMap::new();
     let mut listed = None;
     for entry in tar.entries()? {
-        let entry = entry?;
+        let mut entry = entry?;
         let name = entry.path()?.strip_prefix(ROOT).unwrap_or(&entry.path()?).display().to_string();
-        let mut octets = Vec::new();
-        entry.take(LARGEST).read_to_end(&mut octets)?;
         if name == MANIFEST {
+            let mut octets = Vec::new();
+            entry.take(LARGEST_MANIFEST).read_to_end(&mut octets)?;
             let manifest: Value = serde_json::from_slice(&octets)?;
             listed = Some(serde_json::from_value::<Vec<Entry>>(manifest["files"].clone())?);
             continue;
         }
-        seen.insert(name, HEXLOWER.encode(digest(&SHA256, &octets).as_ref()));
+        let mut hash = Hash(Context::new(&SHA256));
+        io::copy(&mut entry, &mut hash)?;
+        seen.insert(name, HEXLOWER.encode(hash.0.finish().as_ref()));
     }
     // The archive ends before its compression does, whose checksum stands last.
     io::copy(&mut tar.into_inner(), &mut io::sink())?;
@@ -101,6 +103,20 @@ pub(crate) fn check(path: &Path) -> io::Result<Vec<Entry>> {
     match seen.into_keys().next() {
         Some(name) => Err(bad(format!("{name} is not in the manifest"))),
         None => Ok(listed),
+    }
+}
+
+/// Takes in what is written to it, however large.
+struct Hash(Context);
+
+impl Write for Hash {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.update(octets);
+        Ok(octets.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

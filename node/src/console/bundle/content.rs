@@ -134,12 +134,12 @@ impl<W: Write> Bundle<'_, W> {
         self.lines("segments.jsonl", "segments that nodes and routers made known", found)?;
         let audit = |key: &[u8], row: &Bytes| audit(key, row, &names, known);
         self.table(view, ("audit.jsonl", "what operators and the Web Admin did"), Table::Audit, &audit)?;
-        let event = |_: &[u8], row: &Bytes| event(view, row, &names, known);
+        let event = |_: &[u8], row: &Bytes| event(view, row, &names, scrubber, known);
         self.table(view, ("events.jsonl", "what happened to devices"), Table::Events, &event)?;
         let review = |_: &[u8], row: &Bytes| review(row, known);
         self.table(view, ("review.jsonl", "what is doubtful about who is who"), Table::Review, &review)?;
         self.scripts(view)?;
-        let device = |key: &[u8], row: &Bytes| device(key, row, &names, known);
+        let device = |key: &[u8], row: &Bytes| device(key, row, &names, scrubber, known);
         let what =
             if known.wanted.with_devices { "devices" } else { "devices, without what identifies them" };
         self.table(view, ("devices.jsonl", what), Table::Devices, &device)?;
@@ -198,21 +198,38 @@ fn unit(
     if hidden { Ok(None) } else { facts::unit(key, stored, names) }
 }
 
-fn device(key: &[u8], stored: &Bytes, names: &Names, known: &Known) -> Result<Option<Value>, Fault> {
+/// Hidden when it was read last, or by the settings since.
+fn is_hidden(device: &DeviceRow, scrubber: &Scrubber) -> bool {
+    device.hidden || scrubber.hides(&device.address)
+}
+
+fn device(
+    key: &[u8],
+    stored: &Bytes,
+    names: &Names,
+    scrubber: &Scrubber,
+    known: &Known,
+) -> Result<Option<Value>, Fault> {
     let row: DeviceRow = decode(Table::Devices, stored)?;
-    if known.wanted.upstream && row.hidden {
+    if known.wanted.upstream && is_hidden(&row, scrubber) {
         return Ok(None);
     }
     let shown = facts::any_device(key, stored, names)?;
     Ok(if known.wanted.with_devices { shown } else { shown.map(mask::device) })
 }
 
-fn event(view: &View, stored: &Bytes, names: &Names, known: &Known) -> Result<Option<Value>, Fault> {
+fn event(
+    view: &View,
+    stored: &Bytes,
+    names: &Names,
+    scrubber: &Scrubber,
+    known: &Known,
+) -> Result<Option<Value>, Fault> {
     let row: EventRow = decode(Table::Events, stored)?;
     if known.wanted.upstream {
         let device: Option<DeviceRow> =
             quire_coordinator::tables::ReadExt::row(view, Table::Devices, row.device.as_bytes())?;
-        if device.is_none_or(|device| device.hidden) {
+        if device.is_none_or(|device| is_hidden(&device, scrubber)) {
             return Ok(None);
         }
     }

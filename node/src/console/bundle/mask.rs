@@ -131,6 +131,12 @@ impl Scrubber {
         prefix.parse::<IpNet>().is_ok_and(|prefix| self.hide.iter().any(|hide| hide.contains(&prefix)))
     }
 
+    /// Whether a device's `ip:port` is hidden now.
+    pub(super) fn hides(&self, address: &str) -> bool {
+        let at = address.parse::<SocketAddr>();
+        at.is_ok_and(|at| self.hide.iter().any(|hide| hide.contains(&at.ip())))
+    }
+
     fn without_hidden(&self, text: &str) -> String {
         let part = |c: char| c.is_ascii_hexdigit() || matches!(c, '.' | ':');
         let mut out = String::with_capacity(text.len());
