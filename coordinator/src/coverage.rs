@@ -60,6 +60,11 @@ impl Coverage {
         self.prefix.contains(&ip).then(|| u32::try_from(offset).unwrap_or(mixed))
     }
 
+    /// True when nothing was covered yet.
+    pub fn is_empty(&self) -> bool {
+        self.covered.iter().all(|octet| *octet == 0)
+    }
+
     /// True when nothing of this address is left to do.
     pub fn has(&self, ip: IpAddr) -> bool {
         let Some(place) = self.place(ip) else { return false };

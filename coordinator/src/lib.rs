@@ -7,6 +7,7 @@ pub mod alert;
 mod backlog;
 pub mod backoff;
 pub mod claim;
+pub mod cost;
 pub mod coverage;
 pub mod evidence;
 pub mod expiry;

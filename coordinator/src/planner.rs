@@ -34,21 +34,25 @@ pub use view::command;
 pub const REBALANCE_AFTER_MS: u64 = 20_000;
 /// A node is overloaded when it carries this many times the cost of one that could help (Zabbix: 2)...
 pub const IMBALANCE_FACTOR: u64 = 2;
-/// ...and this many units more (Zabbix: 10 hosts). A node with nothing to do is always one that could.
+/// ...and this many units more (Zabbix: 10 hosts)...
 pub const IMBALANCE_UNITS: usize = 10;
-/// What one known device adds to a unit's cost, in probes: a read is about 25 objects.
-pub const DEVICE_COST: u64 = 25;
+/// ...or works so much longer, milliseconds a day: a minute is what ten devices take that are read every hour in a
+/// quarter of a second. A node with nothing to do is always one that could help.
+pub const IMBALANCE_MS: u64 = 60_000;
 
-/// Probes to an IPv6 prefix of which only known addresses are asked: a guess, as large as a small office.
-const KNOWN_ONLY_COST: u64 = 64;
+/// What an address costs before anything was measured, milliseconds a day: at 500 packets a second and with six of
+/// them a silent /24 takes 3 s and some waiting, twice a week.
+const ADDRESS_COST: u64 = 9;
+/// Addresses of an IPv6 prefix of which only known ones are asked: a guess, as many as a small office has.
+const KNOWN_ONLY: u64 = 64;
 
-/// A unit's cost in probes: one for every address, and [`DEVICE_COST`] for every known device.
-pub fn cost(prefix: IpNet, devices: u32) -> u64 {
+/// The first estimate of a unit's cost, milliseconds of work a day; see [`crate::cost`] for what is measured.
+pub fn cost(prefix: IpNet) -> u64 {
     if is_known_only(prefix) {
-        return KNOWN_ONLY_COST + DEVICE_COST * u64::from(devices);
+        return KNOWN_ONLY * ADDRESS_COST;
     }
     let host_bits = prefix.max_prefix_len() - prefix.prefix_len();
-    (1u64 << host_bits.min(32)) + DEVICE_COST * u64::from(devices)
+    (1u64 << host_bits.min(32)) * ADDRESS_COST
 }
 
 /// A row of the plan as it stands.
@@ -56,7 +60,7 @@ pub fn cost(prefix: IpNet, devices: u32) -> u64 {
 pub struct CurrentUnit {
     /// [`NodeId::NOBODY`] when unassigned.
     pub owner: NodeId,
-    /// Measured or by [`cost`]; only proportions matter.
+    /// Measured or by [`cost`], milliseconds of work a day.
     pub cost: u64,
     /// When it came to its owner.
     pub granted_at: Millis,
@@ -306,7 +310,7 @@ impl<'v> Item<'v> {
         row: Option<&'v CurrentUnit>,
     ) -> Self {
         // A row costs something even where the caller measured nothing, else thousands would pile up.
-        let cost = row.map_or_else(|| cost(spec.prefix, 0), |row| row.cost).max(1);
+        let cost = row.map_or_else(|| cost(spec.prefix), |row| row.cost).max(1);
         let owner = row.and_then(|row| nodes.place(row.owner)).filter(|place| {
             let node = nodes.0[usize::from(*place)];
             rank(view, node, spec).is_some()

@@ -260,6 +260,13 @@ impl Roster {
         self.places.len()
     }
 
+    /// Devices known in each unit that has any.
+    pub fn devices_by_unit(&self) -> BTreeMap<&UnitId, usize> {
+        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+        self.devices.iter().flatten().for_each(|device| *counts.entry(device.unit).or_default() += 1);
+        self.unit_numbers.iter().filter_map(|(unit, number)| Some((unit, *counts.get(number)?))).collect()
+    }
+
     /// The next task that is due. Call until it answers `None`.
     pub fn poll(&mut self, now: Millis) -> Option<Task> {
         self.poll_sweep(now).or_else(|| self.poll_read(now))

@@ -55,6 +55,14 @@ impl Schedule {
         Ok(Schedule(Kind::Weekly { days, minute }))
     }
 
+    /// How many slots a day has in the mean.
+    pub fn a_day(&self) -> f64 {
+        match &self.0 {
+            Kind::Weekly { days, .. } => days.iter().filter(|day| **day).count() as f64 / 7.0,
+            Kind::Every { period_ms } => DAY_MS as f64 / *period_ms as f64,
+        }
+    }
+
     /// The latest slot at or before `now`; `None` when there was none since 1970.
     pub fn last_slot(&self, now: Millis) -> Option<Millis> {
         match &self.0 {
@@ -162,6 +170,8 @@ mod tests {
         assert_eq!(twice, Schedule::default());
         // 22 November 2026 is a Sunday.
         let now = at("2026-11-22T11:00:00Z");
+        assert_eq!((twice.a_day() * 7.0).round(), 2.0);
+        assert_eq!(Schedule::parse("every 6h").unwrap().a_day(), 4.0);
         assert_eq!(twice.last_slot(now), Some(at("2026-11-19T02:00:00Z")));
         assert_eq!(twice.next_slot(now), at("2026-11-23T02:00:00Z"));
         assert_eq!(twice.last_slot(at("2026-11-23T02:00:00Z")), Some(at("2026-11-23T02:00:00Z")));

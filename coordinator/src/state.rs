@@ -19,8 +19,8 @@ use crate::news::Clerk;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
-    alert, backlog, coverage, expiry, found, index as places, jobs, planner, record, recover, review, script,
-    tokens, typed, upgrade,
+    alert, backlog, cost, coverage, expiry, found, index as places, jobs, planner, record, recover, review,
+    script, tokens, typed, upgrade,
 };
 
 /// Applies the log entry at `index`.
@@ -74,6 +74,7 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Upgrade(upgrade)) => upgrade::apply(tables, index, at_ms, upgrade)?,
         Some(Kind::Alert(alert)) => alert::apply(tables, index, at_ms, alert)?,
         Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
+        Some(Kind::ReportCosts(report)) => cost::apply(tables, report)?,
         // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),
     })

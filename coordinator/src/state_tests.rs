@@ -7,11 +7,33 @@ use quire_proto::convert;
 use quire_proto::reading::{Counters, Facts, Reading};
 use quire_proto::store::observation::What;
 use quire_proto::store::{
-    Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Recover, Release, Silence, SweepMark,
+    Grant, Observation, OutboxEntry, Reach, ReadingRow, Record, Recover, Release, ReportCosts, Silence,
+    SweepMark, UnitCost,
 };
 
 use super::*;
 use crate::tables::{MemoryTables, Read};
+
+#[test]
+fn only_the_owner_says_what_its_unit_costs_and_only_under_its_grant() {
+    let mut world = World::new();
+    let epoch = world.tables.row::<UnitRow>(Table::Units, UNIT.as_bytes()).unwrap().unwrap().epoch;
+    let report = |node, unit: &str, epoch, cost| {
+        let costs = vec![UnitCost { unit: unit.into(), epoch, cost }];
+        Kind::ReportCosts(ReportCosts { node, costs })
+    };
+    let cost = |world: &World| {
+        world.tables.row::<UnitRow>(Table::Units, UNIT.as_bytes()).unwrap().map(|unit| unit.cost)
+    };
+    world.done(report(1, UNIT, epoch, 7_000));
+    assert_eq!(cost(&world), Some(7_000));
+    world.done(report(1, UNIT, epoch - 1, 8_000));
+    world.done(report(1, "hq:10.9.0.0/24", epoch, 8_000));
+    world.done(report(1, "no unit", epoch, 8_000));
+    world.done(report(1, UNIT, epoch, 0));
+    assert_eq!(cost(&world), Some(7_000), "under an old grant, of no unit, of nothing");
+    assert!(world.refused(report(9, UNIT, epoch, 8_000)).contains("not a member"));
+}
 
 #[path = "upkeep_tests.rs"]
 mod upkeep;

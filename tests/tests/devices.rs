@@ -13,6 +13,9 @@ use std::time::Duration;
 /// For a sweep of 16 addresses with its retries, on a busy machine.
 const SWEEP: Duration = Duration::from_secs(120);
 
+/// Of a unit of 16 addresses that nobody measured, milliseconds a day.
+const ESTIMATE: u64 = 16 * 9;
+
 #[test]
 fn what_an_operator_decides_holds_on_site_and_upstream() {
     scenario().unwrap();
@@ -28,6 +31,11 @@ fn scenario() -> Result<()> {
     cluster.apply(&settings(&["127.27.0.0/28"], port, 500))?;
     wait("three printers on site and upstream", SWEEP, || both_show(&cluster, 3).map(drop))?;
     let before = both_show(&cluster, 3)?;
+    wait("the plan to say what the unit was measured to cost", TRANSITION, || {
+        let cost = cluster.list(&["units"])?[0]["cost"].as_u64().context("no cost")?;
+        ensure!(cost != ESTIMATE, "still the estimate");
+        Ok(())
+    })?;
 
     typed_values_stand(&cluster, &before[0])?;
     merges_are_taken_back(&cluster, &before)?;

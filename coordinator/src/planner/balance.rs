@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::{IMBALANCE_FACTOR, IMBALANCE_UNITS, Item, Place, Tiers};
+use super::{IMBALANCE_FACTOR, IMBALANCE_MS, IMBALANCE_UNITS, Item, Place, Tiers};
 
 /// What each node carries: cost and number of units.
 pub(super) struct Loads(Vec<(u64, usize)>);
@@ -43,7 +43,8 @@ impl Loads {
     fn imbalanced(&self, giver: Place, taker: Place) -> bool {
         let ((more, units), (less, fewer)) = (self.0[usize::from(giver)], self.0[usize::from(taker)]);
         let idle = fewer == 0 && units >= 2;
-        idle || (more >= less.saturating_mul(IMBALANCE_FACTOR) && units >= fewer + IMBALANCE_UNITS)
+        let much = units >= fewer + IMBALANCE_UNITS || more.saturating_sub(less) >= IMBALANCE_MS;
+        idle || (more >= less.saturating_mul(IMBALANCE_FACTOR) && much)
     }
 
     fn shift(&mut self, item: &mut Item<'_>, to: Place) {

@@ -134,10 +134,30 @@ fn small_differences_are_left_alone_but_idle_nodes_are_not() {
 fn cost_counts_not_numbers() {
     let mut view = view(10, 2);
     let heavy = view.wanted.keys().next().unwrap().clone();
-    let row = CurrentUnit { owner: N3, cost: 9 * 256, granted_at: Millis(0), segment: net("10.0.0.0/8") };
+    let row = CurrentUnit {
+        owner: N3,
+        cost: 9 * cost(net("10.0.0.0/24")),
+        granted_at: Millis(0),
+        segment: net("10.0.0.0/8"),
+    };
     view.current.insert(heavy, row);
     settle(&mut view);
     assert_eq!(owned(&view), [1, 9]);
+}
+
+#[test]
+fn a_node_whose_few_units_turn_out_to_be_hard_work_is_relieved() {
+    let mut view = view(6, 2);
+    settle_and_wait(&mut view);
+    assert_eq!(owned(&view), [3, 3]);
+    view.current.values_mut().filter(|row| row.owner == N1).for_each(|row| row.cost = IMBALANCE_MS);
+    assert_eq!(
+        settle_and_wait(&mut view),
+        1,
+        "as many units, but three minutes against seven seconds of work"
+    );
+    assert_eq!(owned(&view), [2, 4]);
+    assert_eq!(plan(&view), []);
 }
 
 #[test]

@@ -29,12 +29,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures::FutureExt as _;
 use ipnet::IpNet;
+use quire_coordinator::cost::{Costs, Pace};
 use quire_coordinator::coverage::Coverage;
 use quire_coordinator::roster::{Limits, Roster, Task};
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
+use quire_coordinator::upgrade;
 use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
-use quire_proto::store::UnitRow;
+use quire_proto::store::command::Kind;
+use quire_proto::store::{ReportCosts, UnitRow};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -54,8 +57,16 @@ use read::Ways;
 pub(crate) use report::Reporter;
 pub(crate) use scripts::ScriptKeeper;
 
+const DAY_MS: f64 = 86_400_000.0;
+
 /// The least between two looks at what changed: a busy node applies hundreds of entries a second.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How often what units cost is compared with what the plan says.
+const TELL_COSTS: Duration = Duration::from_secs(10);
+
+/// How long a report of costs may take; the next one says the same.
+const COSTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long nothing is waited for at the most.
 const IDLE: Duration = Duration::from_millis(500);
@@ -127,6 +138,9 @@ struct Running {
     /// Whom it speaks with, if it is one device, and where that lives.
     peer: Option<SocketAddr>,
     unit: Option<UnitId>,
+    since: Instant,
+    /// A sweep of all of its unit, and not of what an earlier one had left.
+    whole: bool,
 }
 
 /// The collector of one node.
@@ -145,6 +159,8 @@ pub(crate) struct Collector {
     wanted: Option<mpsc::Receiver<Wanted>>,
     showing: JoinSet<()>,
     looked: Instant,
+    costs: Costs,
+    costs_told: Instant,
     /// The ceiling that was set last.
     rate: Option<u32>,
 }
@@ -186,6 +202,8 @@ impl Collector {
             sweeps: BTreeMap::new(),
             reads: BTreeMap::new(),
             looked: clock::steady(),
+            costs: Costs::default(),
+            costs_told: clock::steady(),
             rate: None,
         }
     }
@@ -200,6 +218,7 @@ impl Collector {
                 self.let_go();
             }
             self.start_due();
+            self.tell_costs();
             let pause = self.until_next();
             let look_at = tokio::time::Instant::from_std(self.looked + LOOK);
             tokio::select! {
@@ -237,15 +256,54 @@ impl Collector {
     }
 
     fn end(&mut self, task: &Task, ended: Ended) {
+        let took = |running: &Running| clock::steady().duration_since(running.since).as_millis() as u64;
         match task {
-            Task::Sweep { unit, .. } => drop(self.sweeps.remove(unit)),
-            Task::Read { device } => drop(self.reads.remove(device)),
+            Task::Sweep { unit, .. } => {
+                let running = self.sweeps.remove(unit);
+                if let Some(running) = running.filter(|running| running.whole && ended == Ended::Done) {
+                    self.costs.sweep_took(unit, took(&running));
+                }
+            }
+            Task::Read { device } => {
+                let running = self.reads.remove(device).filter(|_| ended != Ended::Stopped);
+                if let Some((running, unit)) = running.as_ref().and_then(|r| Some((r, r.unit.as_ref()?))) {
+                    self.costs.read_took(unit, took(running));
+                }
+            }
         }
         match ended {
             Ended::Done => self.roster.handle_done(task, clock::now()),
             Ended::Failed => self.roster.handle_failed(task, clock::now()),
             Ended::Stopped => self.roster.handle_stopped(task),
         }
+    }
+
+    /// Tells the cluster what this node's units cost, where the plan says something else.
+    fn tell_costs(&mut self) {
+        let now = clock::steady();
+        if now.duration_since(self.costs_told) < TELL_COSTS {
+            return;
+        }
+        self.costs_told = now;
+        // Older members would not know the command.
+        let version = rows::meta(&self.cluster.view()).map_or(0, |meta| meta.cluster_version);
+        let discovery = &self.tools.settings.discovery;
+        let every_ms = self.tools.settings.metering.every_ms.max(1);
+        let pace = Pace { reads_a_day: DAY_MS / every_ms as f64, sweeps_a_day: discovery.schedule.a_day() };
+        let (units, devices) = (&self.units, self.roster.devices_by_unit());
+        let owned = |unit: &UnitId| Some((units.get(unit)?, devices.get(unit).copied().unwrap_or(0)));
+        let costs = self.costs.news(owned, pace);
+        if costs.is_empty() || version < upgrade::MEASURED_COST {
+            return;
+        }
+        let report = Kind::ReportCosts(ReportCosts { node: self.cluster.me().id.0, costs });
+        let cluster = self.cluster.clone();
+        // Not waited for: what is not committed is told again.
+        tokio::spawn(async move {
+            if let Err(error) = cluster.propose(report, COSTS_PATIENCE).await {
+                tracing::debug!(%error, "costs not reported yet");
+            }
+        });
     }
 
     fn start_due(&mut self) {
@@ -272,6 +330,7 @@ impl Collector {
         let mark = row.sweep.clone().unwrap_or_default();
         let index = self.tools.settings_index;
         let coverage = Coverage::resume(prefix, &mark, started_at.0, index);
+        let whole = coverage.is_empty();
         let sweep = match sweep::UnitSweep::new(&self.tools, row, epoch, started_at, coverage) {
             Ok(sweep) => sweep,
             Err(fault) => {
@@ -280,7 +339,9 @@ impl Collector {
             }
         };
         let stop = CancellationToken::new();
-        self.sweeps.insert(unit.clone(), Running { stop: stop.clone(), epoch, peer: None, unit: None });
+        let running =
+            Running { stop: stop.clone(), epoch, peer: None, unit: None, since: clock::steady(), whole };
+        self.sweeps.insert(unit.clone(), running);
         let (tools, task) = (self.tools.clone(), task.clone());
         self.tasks.spawn(async move { (task, contained(sweep.run(&tools, &stop)).await) });
     }
@@ -301,7 +362,8 @@ impl Collector {
         let epoch = Epoch(epoch.map_or(0, |unit| unit.epoch));
         let stop = CancellationToken::new();
         let peer = device.address.parse().ok();
-        self.reads.insert(id.clone(), Running { stop: stop.clone(), epoch, peer, unit });
+        let running = Running { stop: stop.clone(), epoch, peer, unit, since: clock::steady(), whole: false };
+        self.reads.insert(id.clone(), running);
         let (tools, task) = (self.tools.clone(), task.clone());
         self.tasks.spawn(async move {
             let ended = tokio::select! {
