@@ -18,7 +18,7 @@ use crate::settings::{Discovery, Segment};
 use crate::tables::{Fault, Read};
 use crate::topology::ReachMap;
 
-pub(crate) use apply::{decide, explore_again, forget_node, report};
+pub(crate) use apply::{decide, explore_again, forget_node, report, trial};
 
 /// The word of [`SegmentRow::decision`] that searches a segment whatever the settings say.
 pub const ACCEPTED: &str = "accepted";

@@ -75,6 +75,7 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Alert(alert)) => alert::apply(tables, index, at_ms, alert)?,
         Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
         Some(Kind::ReportCosts(report)) => cost::apply(tables, report)?,
+        Some(Kind::RouterTrial(trial)) => found::trial(tables, trial)?,
         // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),
     })

@@ -15,6 +15,8 @@ use crate::tables::{Fault, Overlay};
 pub const HAND_OVER: u32 = 1;
 /// Measured costs of units (`Command::ReportCosts`).
 pub const MEASURED_COST: u32 = 2;
+/// Users tried at routers are agreed upon before (`Command::RouterTrial`).
+pub const ROUTER_TRIAL: u32 = 2;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

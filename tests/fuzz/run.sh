@@ -8,7 +8,9 @@ cd "$(dirname "$0")/../.."
 seconds=${FUZZ_SECONDS:-60}
 place=$PWD/target/fuzz
 mkdir -p "$place/failed"
-targets=$(deploy/cargo.sh run --quiet --locked -p quire-node --example fuzz_seeds -- "$place/seeds")
+# With the whole workspace, or the dependencies' features differ from those of `make test` and all are built again.
+deploy/cargo.sh build --quiet --locked --workspace --example fuzz_seeds
+targets=$(target/debug/examples/fuzz_seeds "$place/seeds")
 [ $# -eq 0 ] || targets=$*
 
 # Without a sanitizer, so that the stable compiler will do: the decoders are safe Rust, and what counts is panics,

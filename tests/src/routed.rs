@@ -30,11 +30,16 @@ pub const PRINTERS: usize = 3;
 /// For whatever a lab does on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The community that reads what a guarded router counted, and nothing else.
+const COUNTS: &str = "counts";
+
 /// What a router tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Router<'r> {
     /// Its kernel's tables, by net-snmp.
     Snmpd,
+    /// The same, for [`Snmpd::USER`] alone; community [`COUNTS`] reads what it counted.
+    Guarded,
     /// These lines of a recording, by snmpsim.
     Recorded(&'r str),
     /// Nothing; it forwards all the same.
@@ -188,19 +193,31 @@ impl Lab {
         let config = self.path("snmpd.conf");
         std::fs::write(&config, "agentAddress udp:161\nrocommunity public\n").context("write snmpd.conf")?;
         let config = config.display().to_string();
+        let guarded = self.path("guarded.conf");
+        let (user, auth, privacy) = (Snmpd::USER, Snmpd::AUTH, Snmpd::PRIV);
+        let text = format!(
+            "agentAddress udp:161\nrocommunity {COUNTS} default .1.3.6.1.6.3.15\n\
+             createUser {user} SHA-256 {auth} AES {privacy}\nrouser {user} priv\n"
+        );
+        std::fs::write(&guarded, text).context("write guarded.conf")?;
+        let guarded = guarded.display().to_string();
         let addresses = ["10.77.100.1", "10.77.101.2", "10.77.102.2"];
         for (n, (router, address)) in routers.into_iter().zip(addresses).enumerate() {
             let name = format!("r{}", n + 1);
             match router {
-                Router::Snmpd => {
+                Router::Snmpd | Router::Guarded => {
+                    let config = if router == Router::Guarded { &guarded } else { &config };
                     let pid = self.path(&format!("{name}.pid")).display().to_string();
-                    let args = [snmpd.as_str(), "-f", "-C", "-c", &config, "-p", &pid, "-Lo", "-r"];
+                    let args = [snmpd.as_str(), "-f", "-C", "-c", config, "-p", &pid, "-Lo", "-r"];
                     self.spawn(&name, &name, &args)?;
                 }
                 Router::Recorded(lines) => self.simulate(&name, address, lines)?,
                 Router::Silent => continue,
             }
-            wait(&format!("{name} to answer"), PATIENCE, || self.answers(address))?;
+            wait(&format!("{name} to answer"), PATIENCE, || match router {
+                Router::Guarded => self.wrong_digests(address).map(drop),
+                Router::Snmpd | Router::Recorded(_) | Router::Silent => self.answers(address),
+            })?;
         }
         for n in 0..=3 {
             wait("the printers to answer", PATIENCE, || self.answers(&format!("10.77.{n}.10")))?;
@@ -226,6 +243,13 @@ impl Lab {
             ["--process-user=root", "--process-group=root", "--logging-method=stderr", "--log-level=error"];
         let own = [responder.as_str(), &cache, &data, &endpoint];
         self.spawn(namespace, &tag, &[&own[..], &fixed].concat())
+    }
+
+    /// How many wrong passwords a guarded router has met: usmStatsWrongDigests (RFC 3414).
+    pub fn wrong_digests(&self, address: &str) -> Result<u64> {
+        const WRONG_DIGESTS: &str = "1.3.6.1.6.3.15.1.1.5.0";
+        let ask = ["snmpget", "-v2c", "-c", COUNTS, "-t1", "-r0", "-Oqv", address, WRONG_DIGESTS];
+        self.exec("n", &ask)?.ok()?.trim().parse().context("no number")
     }
 
     /// Whether something answers SNMP there, asked from the node's place.

@@ -5,6 +5,7 @@ use quire_tests::cluster::Programs;
 use quire_tests::process::{complain, wait};
 use quire_tests::routed::{Lab, PATIENCE, Router, printers};
 use quire_tests::world::Recordings;
+use quire_tests::world::Snmpd;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -347,6 +348,44 @@ fn nodes_share_the_routers_and_the_nearest_has_the_unit() {
             ensure!(found == all, "{found:?}");
             Ok(())
         })
+    }
+    scenario().unwrap();
+}
+
+/// Routers lock users as devices do.
+#[test]
+fn a_wrong_password_is_tried_once_at_a_router_and_the_right_one_opens_it() {
+    fn scenario() -> Result<()> {
+        let Some(mut lab) = Lab::start("v")? else { return Ok(()) };
+        lab.serve([Router::Guarded; 3])?;
+        lab.node("n", "n1", "10.77.100.2:7440", &["--init", "lab"])?;
+        lab.join("h2", "n2", "10.77.2.2:7440", ("n1", "10.77.100.2:7440"))?;
+        let user = |auth: &str| {
+            format!(
+                "[[snmp]]\nversion = \"3\"\nuser = \"{}\"\nauth = \"sha256\"\nauth_pass = \"{auth}\"\npriv = \"aes\"\n\
+                 priv_pass = \"{}\"\npermission = \"granted by this test\"\n",
+                Snmpd::USER,
+                Snmpd::PRIV
+            )
+        };
+        let community = "[[snmp]]\nversion = \"2c\"\ncommunity = \"public\"\n";
+        let keys = [user("not the password"), user(Snmpd::AUTH)].concat();
+        lab.apply("n1", &format!("{}{community}{keys}", settings("hops = 2")))?;
+        let known = printers(2);
+        wait("the printers two routers away", PATIENCE, || {
+            let devices = lab.list("n2", &["devices"])?;
+            let found = devices.iter().filter_map(|device| device["address"].as_str());
+            let found: BTreeSet<&str> = found.collect();
+            ensure!(known.keys().all(|address| found.contains(address.as_str())), "{found:?}");
+            Ok(())
+        })?;
+        for router in ["10.77.100.1", "10.77.101.2", "10.77.102.2"] {
+            let wrong = lab.wrong_digests(router)?;
+            ensure!(wrong <= 1, "{router} met {wrong} wrong passwords in one round");
+        }
+        let wrong = lab.wrong_digests("10.77.100.1")?;
+        ensure!(wrong == 1, "r1 met {wrong} wrong passwords: it was not asked as it should be");
+        Ok(())
     }
     scenario().unwrap();
 }

@@ -3,8 +3,8 @@
 use quire_proto::id::NodeId;
 use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{
-    DecideSegment, FoundSegment, Member, ReportExploration, RouterReport, RouterRow, SegmentRow, SegmentWay,
-    Surroundings,
+    DecideSegment, FoundSegment, Member, ReportExploration, RouterReport, RouterRow, RouterTrial, SegmentRow,
+    SegmentWay, Surroundings,
 };
 
 use super::{ACCEPTED, REFUSED};
@@ -140,9 +140,7 @@ fn put_router(
 ) -> Result<(), Fault> {
     let key = rows::router_key(&member.zone, &report.address);
     let before: Option<RouterRow> = tables.row(Table::Routers, &key)?;
-    let full =
-        || count(tables, Table::Routers, &rows::router_key(&member.zone, "")).map(|n| n >= MAX_ROUTERS);
-    if before.is_none() && full()? {
+    if before.is_none() && is_full(tables, &member.zone)? {
         return Ok(());
     }
     let before = before.unwrap_or_default();
@@ -156,9 +154,39 @@ fn put_router(
         // A router that is silent today still stands where it stood.
         view: report.view.clone().or(before.view),
         refusal: report.refusal.clone(),
+        tried_round_ms: before.tried_round_ms,
+        tried_under: before.tried_under,
     };
     tables.put(Table::Routers, &key, &row);
     Ok(())
+}
+
+/// Notes that SNMPv3 users are about to be tried at a router: only whoever has this committed may try them, so each is
+/// tried once in a round, whichever nodes die meanwhile.
+pub(crate) fn trial(tables: &mut Overlay<'_>, trial: &RouterTrial) -> Result<Answer, Fault> {
+    let Some(member) = rows::member(tables, NodeId(trial.node))? else {
+        return Ok(refuse(format!("node {} is not a member", trial.node)));
+    };
+    if rows::meta(tables)?.settings_index != trial.settings_index {
+        return Ok(refuse("the settings are others by now"));
+    }
+    let key = rows::router_key(&member.zone, &trial.address);
+    let before: Option<RouterRow> = tables.row(Table::Routers, &key)?;
+    if before.is_none() && is_full(tables, &member.zone)? {
+        return Ok(refuse(format!("zone {} has {MAX_ROUTERS} routers already", member.zone)));
+    }
+    let new = RouterRow { zone: member.zone, address: trial.address.clone(), ..RouterRow::default() };
+    let row = before.unwrap_or(new);
+    if row.tried_round_ms >= trial.round_ms && row.tried_under == trial.settings_index {
+        return Ok(refuse(format!("the users were tried at router {} in this round", trial.address)));
+    }
+    let row = RouterRow { tried_round_ms: trial.round_ms, tried_under: trial.settings_index, ..row };
+    tables.put(Table::Routers, &key, &row);
+    Ok(Answer::Done(true))
+}
+
+fn is_full(tables: &Overlay<'_>, zone: &str) -> Result<bool, Fault> {
+    Ok(count(tables, Table::Routers, &rows::router_key(zone, ""))? >= MAX_ROUTERS)
 }
 
 fn put_segment(

@@ -5,7 +5,7 @@ use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{
     AuditRow, Bootstrap, Command, DecideSegment, Join, Member, RemoveMember, ReportExploration, RouterReport,
-    TokenRow,
+    RouterTrial, TokenRow,
 };
 
 use super::*;
@@ -245,4 +245,27 @@ fn views_survive_the_tables_and_a_silent_day() {
     let routers: BTreeSet<IpAddr> = routers_of(&rows, "hq").collect();
     assert_eq!(routers, ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap()).into());
     assert_eq!(Millis(rows[0].answered_at_ms), Millis(4_000), "the answer, not the silence");
+}
+
+#[test]
+fn users_are_tried_at_a_router_by_one_node_of_the_zone_in_a_round() {
+    let mut world = World::new();
+    let trial = |node, round_ms, settings_index| {
+        let address = "10.0.0.1".to_owned();
+        Kind::RouterTrial(RouterTrial { node, address, round_ms, settings_index })
+    };
+    assert_eq!(world.apply(trial(1, 50, 0)), Answer::Done(true));
+    let again = world.apply(trial(2, 50, 0));
+    assert!(matches!(&again, Answer::Rejected(why) if why.contains("in this round")), "{again:?}");
+    assert_eq!(world.apply(trial(3, 50, 0)), Answer::Done(true), "in another zone it is another router");
+    assert!(
+        matches!(world.apply(trial(2, 60, 9)), Answer::Rejected(_)),
+        "under settings that are not in force"
+    );
+    let heard = RouterReport { address: "10.0.0.1".into(), asked_at_ms: 55, ..RouterReport::default() };
+    let report = ReportExploration { node: 1, routers: vec![heard], ..ReportExploration::default() };
+    assert_eq!(world.apply(Kind::ReportExploration(report)), Answer::Done(true));
+    assert!(matches!(world.apply(trial(2, 50, 0)), Answer::Rejected(_)), "its answer does not change that");
+    assert_eq!(world.apply(trial(2, 60, 0)), Answer::Done(true), "in the next round");
+    assert!(matches!(world.apply(trial(9, 70, 0)), Answer::Rejected(_)), "who is no member tries nobody");
 }

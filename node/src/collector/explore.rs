@@ -15,9 +15,12 @@ use quire_coordinator::explore::{self, Bounds, Known, Map, RouterView, Verdict};
 use quire_coordinator::found;
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
+use quire_coordinator::upgrade;
 use quire_proto::id::{ANY_ZONE, Millis, NodeId};
 use quire_proto::store::command::Kind;
-use quire_proto::store::{FoundSegment, Meta, ReportExploration, RouterReport, RouterRow, SegmentRow};
+use quire_proto::store::{
+    FoundSegment, Meta, ReportExploration, RouterReport, RouterRow, RouterTrial, SegmentRow,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -157,8 +160,9 @@ impl Explorer {
             let (snmp, credentials, router) = (self.snmp.clone(), credentials.clone(), *router);
             let peer = SocketAddr::new(router, scene.settings.discovery.port);
             let asked_at_ms = clock::now().0;
+            let leave = self.leave(scene, router);
             self.asking.spawn(async move {
-                let answer = device::read_router(&snmp, peer, &credentials).await;
+                let answer = device::read_router(&snmp, peer, &credentials, leave).await;
                 let mut report = RouterReport {
                     address: router.to_string(),
                     asked_at_ms,
@@ -172,6 +176,27 @@ impl Explorer {
                 }
                 (router, report)
             });
+        }
+    }
+
+    /// Whether this node is the one that tries SNMPv3 users at a router in this round: who has it committed.
+    fn leave(&self, scene: &Scene, router: IpAddr) -> impl Future<Output = bool> + Send + use<> {
+        let trial = RouterTrial {
+            node: self.cluster.me().id.0,
+            address: router.to_string(),
+            round_ms: scene.round.0,
+            settings_index: scene.meta.settings_index,
+        };
+        let (cluster, version) = (self.cluster.clone(), scene.meta.cluster_version);
+        async move {
+            if version < upgrade::ROUTER_TRIAL {
+                return true;
+            }
+            let committed = cluster.propose(Kind::RouterTrial(trial), PATIENCE).await;
+            if let Err(error) = &committed {
+                tracing::info!(%router, %error, "no user is tried at the router");
+            }
+            committed.is_ok()
         }
     }
 

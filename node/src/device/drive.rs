@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use quire_coordinator::explore::RouterView;
 use quire_proto::reading::Via;
+use tokio::sync::mpsc;
 
 use super::script::Profiles;
 use super::{Finished, Miss, Read, ReadPlan, RouterRead, brand, mib};
@@ -88,23 +89,54 @@ pub enum RouterAnswer {
     Silent,
 }
 
-/// Reads a router's tables with the first credential that it answers to; each user is tried once.
-pub async fn read_router(snmp: &Snmp, peer: SocketAddr, credentials: &[Arc<Credential>]) -> RouterAnswer {
-    let mut events = snmp.sweep(Sweep {
-        peers: Box::new(std::iter::once(peer)),
-        credentials: credentials.to_vec(),
-        oids: vec![mib::scalar(mib::SYS_OBJECT_ID)],
-    });
-    let mut refused = RouterAnswer::Silent;
-    let mut right = None;
-    while let Some(event) = events.recv().await {
-        match event {
-            SweepEvent::Answered { credential, .. } => right = Some(credential),
-            SweepEvent::Refused { user, reason, .. } => refused = RouterAnswer::Refused(user, reason),
-            SweepEvent::Progress { .. } | SweepEvent::NeedsCredentials { .. } | SweepEvent::Done(_) => {}
+/// Who a router lets in.
+#[derive(Default)]
+struct Let {
+    right: Option<Arc<Credential>>,
+    refused: Option<(String, Failure)>,
+    /// It has an SNMPv3 engine.
+    engine: bool,
+}
+
+impl Let {
+    async fn of(mut events: mpsc::Receiver<SweepEvent>) -> Let {
+        let mut found = Let::default();
+        while let Some(event) = events.recv().await {
+            match event {
+                SweepEvent::Answered { credential, .. } => found.right = Some(credential),
+                SweepEvent::Refused { user, reason, .. } => found.refused = Some((user, reason)),
+                SweepEvent::NeedsCredentials { .. } => found.engine = true,
+                SweepEvent::Progress { .. } | SweepEvent::Done(_) => {}
+            }
         }
+        found
     }
-    let Some(credential) = right else { return refused };
+}
+
+/// Reads a router's tables with the first credential that it answers to. Each SNMPv3 user is tried once, and only after
+/// `leave` has said yes: routers lock users, too.
+pub async fn read_router(
+    snmp: &Snmp,
+    peer: SocketAddr,
+    credentials: &[Arc<Credential>],
+    leave: impl Future<Output = bool>,
+) -> RouterAnswer {
+    let ask = |credentials: Vec<Arc<Credential>>| Sweep {
+        peers: Box::new(std::iter::once(peer)),
+        credentials,
+        oids: vec![mib::scalar(mib::SYS_OBJECT_ID)],
+    };
+    let mut found = Let::of(snmp.survey(ask(credentials.to_vec()))).await;
+    let users = credentials.iter().filter(|credential| matches!(***credential, Credential::V3(_)));
+    let users: Vec<_> = users.cloned().collect();
+    if found.right.is_none() && found.engine && !users.is_empty() && leave.await {
+        found = Let::of(snmp.sweep(ask(users))).await;
+    }
+    let credential = match found {
+        Let { right: Some(credential), .. } => credential,
+        Let { refused: Some((user, reason)), .. } => return RouterAnswer::Refused(user, reason),
+        Let { .. } => return RouterAnswer::Silent,
+    };
     let mut read = RouterRead::new(via(&credential) != Via::SnmpV1);
     while let Some(request) = read.poll_request() {
         let answer = snmp.ask(peer, &credential, request, Patience::Normal).await;

@@ -134,7 +134,9 @@ pub(super) async fn explore(
         {
             let (snmp, credentials) = (snmp.clone(), options.credentials.clone());
             let peer = SocketAddr::new(router, options.port);
-            reads.spawn(async move { (router, device::read_router(&snmp, peer, &credentials).await) });
+            reads.spawn(async move {
+                (router, device::read_router(&snmp, peer, &credentials, std::future::ready(true)).await)
+            });
         }
         let Some(done) = reads.join_next().await else { break };
         let (router, answer) = done.context("ask a router")?;
