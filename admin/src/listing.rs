@@ -508,7 +508,7 @@ fn host(address: String) -> String {
 
 fn device_line(row: DeviceRow) -> DeviceLine {
     let mut reading = decode(&row.reading);
-    let facts = &mut reading.facts;
+    let facts = &mut *reading.facts;
     let typed = [
         ("name", row.typed_name, &mut facts.name),
         ("location", row.typed_location, &mut facts.location),
@@ -520,7 +520,7 @@ fn device_line(row: DeviceRow) -> DeviceLine {
             reading.sources.insert(field.to_owned(), "operator".to_owned());
         }
     }
-    let facts = reading.facts;
+    let facts = reading.facts.into_inner();
     let address = host(row.address);
     DeviceLine {
         id: row.id,
@@ -542,7 +542,7 @@ fn device_line(row: DeviceRow) -> DeviceLine {
         display: reading.display,
         counters: reading.counters,
         supplies: reading.supplies,
-        sources: reading.sources.into(),
+        sources: reading.sources.into_inner(),
         first_seen: time(row.first_seen_ms),
         last_seen: time(row.metered_at_ms),
         metered_at: time(row.metered_at_ms),

@@ -35,7 +35,8 @@ fn reading(sight: &Sight) -> Reading {
             mac: sight.mac.and_then(|n| format!("00:20:6b:00:00:{n:02x}").parse().ok()),
             engine_id: sight.engine.map(|n| vec![0x80, 0, 0, 9, 4, b'p', b'r', b'n', b't', n]),
             ..Facts::default()
-        },
+        }
+        .into(),
         counters: Counters { total: sight.total, ..Counters::default() },
         ..Reading::default()
     }

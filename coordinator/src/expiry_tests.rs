@@ -72,7 +72,7 @@ impl World {
 
     fn read(&mut self) {
         self.seq += 1;
-        let facts = Facts { serial: Some("CNB1001".into()), ..Facts::default() };
+        let facts = Facts { serial: Some("CNB1001".into()), ..Facts::default() }.into();
         let observation = Observation {
             seq: self.seq,
             unit: UNIT.into(),

@@ -163,7 +163,8 @@ fn seen(seq: u64, address: &str, serial: &str, mac: &str, total: u64) -> Observa
             serial: (!serial.is_empty()).then(|| serial.to_owned()),
             mac: mac.parse().ok(),
             ..Facts::default()
-        },
+        }
+        .into(),
         counters: Counters { total: Some(total), ..Counters::default() },
         ..Reading::default()
     };
@@ -265,7 +266,7 @@ fn devices_that_swap_addresses_stay_themselves() {
     world.record(1, &[seen(1, "10.0.0.5", "CNB1", MAC_A, 7), seen(2, "10.0.0.6", "CNB2", MAC_B, 9)]);
     world.record(1, &[seen(3, "10.0.0.6", "CNB1", MAC_A, 8), seen(4, "10.0.0.5", "CNB2", MAC_B, 10)]);
     let mut devices = world.devices();
-    devices.sort_by_key(|device| convert::decode(&device.reading).unwrap().facts.serial);
+    devices.sort_by_key(|device| convert::decode(&device.reading).unwrap().facts.serial.clone());
     let addresses: Vec<_> = devices.iter().map(|device| device.address.as_str()).collect();
     assert_eq!(addresses, ["10.0.0.6:161", "10.0.0.5:161"]);
     assert_eq!(world.unit().devices, 2);

@@ -26,9 +26,9 @@ const EACH: u32 = 200;
 fn reading(n: u32) -> Reading {
     let supply = |index: u32, color: &str| Supply {
         index,
-        name: format!("{color} Cartridge CF{n}"),
+        name: format!("{color} Cartridge CF{n}").into(),
         kind: SupplyKind::Toner,
-        color: Some(color.to_owned()),
+        color: Some(color.into()),
         level: Some(u64::from(n % 1000)),
         max: Some(1000),
         unit: Some("impressions".into()),
@@ -47,7 +47,7 @@ fn reading(n: u32) -> Reading {
         Counters { total: Some(u64::from(n)), mono: Some(7), color: Some(9), ..Counters::default() };
     let sources = ["serial", "counters.total", "counters.mono", "counters.color"];
     Reading {
-        facts,
+        facts: facts.into(),
         counters,
         supplies: ["black", "cyan", "magenta", "yellow"].iter().zip(1..).map(|(c, n)| supply(n, c)).collect(),
         sources: sources

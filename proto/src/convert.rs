@@ -8,6 +8,7 @@ use crate::reading::{
     Condition, Counters, Facts, Other, Reading, Status, Supply, SupplyKind, SupplyState, Via,
 };
 use crate::reading_wire as wire;
+use crate::shared::{Shared, Text};
 
 /// The stored octets of a reading; the same reading always gives the same octets.
 pub fn encode(reading: &Reading) -> Bytes {
@@ -64,7 +65,7 @@ pub fn decode(stored: &[u8]) -> Result<Reading, prost::DecodeError> {
     let facts = reading.facts.unwrap_or_default();
     let counters = reading.counters.unwrap_or_default();
     Ok(Reading {
-        facts: Facts {
+        facts: Shared::from(Facts {
             vendor: facts.vendor,
             model: facts.model,
             serial: facts.serial,
@@ -76,7 +77,7 @@ pub fn decode(stored: &[u8]) -> Result<Reading, prost::DecodeError> {
             sys_object_id: facts.sys_object_id.and_then(|oid| oid.parse().ok()),
             sys_descr: facts.sys_descr,
             engine_id: facts.engine_id.map(|octets| octets.to_vec()),
-        },
+        }),
         counters: Counters {
             total: counters.total,
             mono: counters.mono,
@@ -111,12 +112,12 @@ fn decode_other(other: wire::Other) -> Other {
 fn encode_supply(supply: &Supply) -> wire::Supply {
     wire::Supply {
         index: supply.index,
-        name: supply.name.clone(),
+        name: supply.name.to_string(),
         kind: number(SupplyKind::ALL, supply.kind),
-        color: supply.color.clone(),
+        color: supply.color.clone().map(String::from),
         level: supply.level,
         max: supply.max,
-        unit: supply.unit.clone(),
+        unit: supply.unit.clone().map(String::from),
         percent: supply.percent.map(u32::from),
         state: number(SupplyState::ALL, supply.state),
     }
@@ -125,12 +126,12 @@ fn encode_supply(supply: &Supply) -> wire::Supply {
 fn decode_supply(supply: wire::Supply) -> Supply {
     Supply {
         index: supply.index,
-        name: supply.name,
+        name: supply.name.into(),
         kind: value(SupplyKind::ALL, supply.kind).unwrap_or(SupplyKind::Other),
-        color: supply.color,
+        color: supply.color.map(Text::from),
         level: supply.level,
         max: supply.max,
-        unit: supply.unit,
+        unit: supply.unit.map(Text::from),
         percent: supply.percent.and_then(|percent| u8::try_from(percent).ok()),
         state: value(SupplyState::ALL, supply.state).unwrap_or(SupplyState::Unknown),
     }
@@ -161,7 +162,7 @@ mod tests {
         let supply = (any::<u32>(), ".{0,20}", 0u32..9, any::<Option<u64>>(), 0u32..6).prop_map(
             |(index, name, kind, level, state)| Supply {
                 index,
-                name,
+                name: name.into(),
                 kind: value(SupplyKind::ALL, kind).unwrap(),
                 color: Some("black".into()),
                 level,
@@ -189,7 +190,7 @@ mod tests {
             proptest::option::of(0u32..6),
         )
             .prop_map(|(facts, supplies, total, conditions, status)| Reading {
-                facts,
+                facts: facts.into(),
                 counters: Counters { total, ..Counters::default() },
                 supplies,
                 status: status.and_then(|n| value(Status::ALL, n)),

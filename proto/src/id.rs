@@ -1,10 +1,14 @@
 //! Names that machines give to things: nodes, devices, units, readings.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::shared::Text;
 
 /// A cluster member: the log index of the entry that admitted it, therefore never reused. 0 is nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,9 +114,21 @@ impl FromStr for UnitId {
 }
 
 /// A device, whatever addresses and cards it has had: 13 characters, minted once.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct DeviceId(String);
+///
+/// Kept without an allocation, because a node has one in hand for every device that it knows, twice.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct DeviceId(Letters);
+
+#[derive(Clone)]
+enum Letters {
+    Minted([u8; LETTERS]),
+    /// What is no id of ours, as a person may type it.
+    Other(Text),
+}
+
+/// Characters of an id.
+const LETTERS: usize = 13;
 
 impl DeviceId {
     /// The `ordinal`-th device minted by the log entry at `index`, in the cluster that `salt` names.
@@ -124,7 +140,7 @@ impl DeviceId {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^= x >> 31;
-        DeviceId(base32(x))
+        DeviceId(Letters::Minted(base32(x)))
     }
 
     /// For a device outside any cluster (`quire discover`): the same evidence gives the same id.
@@ -133,36 +149,81 @@ impl DeviceId {
         let hash = evidence.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
             (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
         });
-        DeviceId(base32(hash))
+        DeviceId(Letters::Minted(base32(hash)))
     }
 
     /// The 13 characters.
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            // They are ASCII: nothing else is put there.
+            Letters::Minted(letters) => std::str::from_utf8(letters).unwrap_or_default(),
+            Letters::Other(text) => text,
+        }
     }
 }
 
 impl From<String> for DeviceId {
     fn from(text: String) -> Self {
-        DeviceId(text)
+        match <[u8; LETTERS]>::try_from(text.as_bytes()) {
+            Ok(letters) if letters.is_ascii() => DeviceId(Letters::Minted(letters)),
+            Ok(_) | Err(_) => DeviceId(Letters::Other(text.into())),
+        }
+    }
+}
+
+impl From<DeviceId> for String {
+    fn from(id: DeviceId) -> Self {
+        id.as_str().to_owned()
+    }
+}
+
+impl PartialEq for DeviceId {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for DeviceId {}
+
+impl PartialOrd for DeviceId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for DeviceId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl Hash for DeviceId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DeviceId").field(&self.as_str()).finish()
     }
 }
 
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 /// Crockford's alphabet without the letters that people misread.
-fn base32(mut x: u64) -> String {
+fn base32(mut x: u64) -> [u8; LETTERS] {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-    let mut out = [0u8; 13];
+    let mut out = [0u8; LETTERS];
     for slot in out.iter_mut().rev() {
         *slot = ALPHABET[(x & 31) as usize];
         x >>= 5;
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 /// A reading's name for ever: the node that made it and that node's own number.
@@ -181,7 +242,20 @@ mod tests {
         assert_eq!(a, DeviceId::mint(7, 1043, 0));
         assert_ne!(a, DeviceId::mint(7, 1043, 1));
         assert_ne!(a, DeviceId::mint(7, 1044, 0));
-        assert_eq!(a.as_str().len(), 13);
+        assert_eq!(a.as_str().len(), LETTERS);
+    }
+
+    #[test]
+    fn device_ids_are_their_text() {
+        for text in ["", "0123456789abc", "0123456789abé", "something else"] {
+            let id = DeviceId::from(text.to_owned());
+            assert_eq!((id.as_str(), id.to_string()), (text, text.to_owned()));
+            assert_eq!(serde_json::to_string(&id).unwrap(), format!("{text:?}"));
+            assert_eq!(serde_json::from_str::<DeviceId>(&format!("{text:?}")).unwrap(), id);
+        }
+        let minted = DeviceId::mint(7, 1043, 0);
+        assert_eq!(DeviceId::from(minted.to_string()), minted);
+        assert_eq!(size_of::<DeviceId>(), 24);
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub mod convert;
 pub mod id;
 pub mod oid;
 pub mod reading;
-pub mod sources;
+pub mod shared;
 
 /// The stored form of a reading (`schema/reading.proto`).
 #[allow(missing_docs, clippy::all)]

@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use crate::address::Mac;
 use crate::oid::Oid;
-use crate::sources::Sources;
+use crate::shared::{Shared, Sources, Text};
 
 /// What one read of one device found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Who the device says it is.
-    pub facts: Facts,
+    pub facts: Shared<Facts>,
     /// Lifetime totals.
     pub counters: Counters,
     /// Toner, drums, waste boxes and so on, by row.
@@ -115,17 +115,17 @@ impl Counters {
 }
 
 /// One supply or receptacle.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Supply {
     /// prtMarkerSuppliesIndex, or the position where there is none.
     pub index: u32,
     /// prtMarkerSuppliesDescription.
-    pub name: String,
+    pub name: Text,
     /// What it is.
     pub kind: SupplyKind,
     /// `black`, `cyan`, `magenta`, `yellow`...
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub color: Option<String>,
+    pub color: Option<Text>,
     /// What is left, in `unit`; of a receptacle the room that is left (RFC 3805).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<u64>,
@@ -134,7 +134,7 @@ pub struct Supply {
     pub max: Option<u64>,
     /// `percent`, `impressions`, `grams/10`...
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
+    pub unit: Option<Text>,
     /// From level and max, or as the device itself reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<u8>,

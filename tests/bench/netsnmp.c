@@ -1,6 +1,7 @@
 /*
  * Reads the same objects of many devices with net-snmp's library and says what it cost, as one JSON object:
- *   netsnmp sync|async FIRST_ADDRESS DEVICES PORT ROUNDS OID...
+ *   netsnmp sync|async FIRST_ADDRESS DEVICES PORT ROUNDS OBJECTS NON_REPEATERS MAX_REPETITIONS OID...
+ * OBJECTS: how many an answer must bring. MAX_REPETITIONS 0: by GET; else by GETBULK.
  * One session a device, opened before the clock starts. sync: one question after another, the library's own
  * snmp_sess_synch_response. async: all devices at once, waited for by epoll (its own select does not go beyond a
  * few thousand sessions).
@@ -18,7 +19,7 @@
 
 static oid names[OBJECTS_MAX][MAX_OID_LEN];
 static size_t lengths[OBJECTS_MAX];
-static int objects;
+static int objects, wanted_objects, non_repeaters, max_repetitions;
 static long answered, failed, outstanding;
 /* What is read is used, so that nothing can be left out. */
 static unsigned long sum;
@@ -40,7 +41,11 @@ static double now(void)
 
 static netsnmp_pdu *question(void)
 {
-    netsnmp_pdu *pdu = snmp_pdu_create(SNMP_MSG_GET);
+    netsnmp_pdu *pdu = snmp_pdu_create(max_repetitions ? SNMP_MSG_GETBULK : SNMP_MSG_GET);
+    if (max_repetitions) {
+        pdu->non_repeaters = non_repeaters;
+        pdu->max_repetitions = max_repetitions;
+    }
     for (int n = 0; n < objects; n++)
         snmp_add_null_var(pdu, names[n], lengths[n]);
     return pdu;
@@ -56,7 +61,7 @@ static void take(const netsnmp_pdu *pdu)
             sum += *at->val.integer;
         got++;
     }
-    if (pdu->errstat == SNMP_ERR_NOERROR && got == objects)
+    if (pdu->errstat == SNMP_ERR_NOERROR && got == wanted_objects)
         answered++;
     else
         failed++;
@@ -112,9 +117,12 @@ static void read_async(void **sessions, int devices, int epoll, netsnmp_large_fd
 
 int main(int argc, char **argv)
 {
-    if (argc < 7)
+    if (argc < 10)
         return 2;
     int async = strcmp(argv[1], "async") == 0, devices = atoi(argv[3]), rounds = atoi(argv[5]);
+    wanted_objects = atoi(argv[6]);
+    non_repeaters = atoi(argv[7]);
+    max_repetitions = atoi(argv[8]);
     unsigned int first = ntohl(inet_addr(argv[2]));
     struct rlimit files = { .rlim_cur = devices + 64, .rlim_max = devices + 64 };
     struct rlimit had;
@@ -127,7 +135,7 @@ int main(int argc, char **argv)
     netsnmp_ds_set_boolean(NETSNMP_DS_LIBRARY_ID, NETSNMP_DS_LIB_DONT_PERSIST_STATE, 1);
     setenv("MIBS", "", 1);
     init_snmp("bench");
-    for (int n = 6; n < argc && objects < OBJECTS_MAX; n++, objects++) {
+    for (int n = 9; n < argc && objects < OBJECTS_MAX; n++, objects++) {
         lengths[objects] = MAX_OID_LEN;
         if (!read_objid(argv[n], names[objects], &lengths[objects])) {
             fprintf(stderr, "no object: %s\n", argv[n]);
@@ -166,6 +174,6 @@ int main(int argc, char **argv)
             read_sync(sessions, devices);
     }
     printf("{\"reads\":%ld,\"failed\":%ld,\"objects\":%d,\"cpu\":%.6f,\"seconds\":%.6f,\"sum\":%lu}\n", answered,
-           failed, objects, cpu() - cpu_before, now() - began, sum);
+           failed, wanted_objects, cpu() - cpu_before, now() - began, sum);
     return 0;
 }

@@ -9,7 +9,7 @@
 //!
 //! API: [`Spec`], [`Responder::bind`], [`Responder::serve`], [`Seen`].
 
-use crate::ber::{Request, pdu};
+use crate::ber::{self, Request, pdu};
 use crate::mib::Table;
 use crate::models::{Gauge, Own, PRINTERS, Printer, Supply};
 use crate::printer::{Behaviour, Device, Heard, Manner, Reply};
@@ -26,7 +26,9 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::io::{IoSlice, IoSliceMut};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -74,7 +76,7 @@ pub struct Spec {
     /// Answers a second of one device; 0 is no bound.
     #[arg(long, default_value_t = 0)]
     pub answers: u32,
-    /// All devices are of one kind with so many supplies, at most 8; 0: the printers of all makers.
+    /// All devices are of one kind with so many supplies, at most 21; 0: the printers of all makers.
     #[arg(long, default_value_t = 0)]
     pub supplies: usize,
     /// Count every packet, those to silent addresses, too.
@@ -129,7 +131,8 @@ pub struct Seen {
     pub sets: u64,
     /// Devices that were asked.
     pub devices: u64,
-    /// Most different questions at once that one device had yet to answer.
+    /// Most different questions at once that one device had yet to answer. The same question under another request-id is
+    /// a repetition and no other one.
     pub in_flight_max: u64,
     /// Questions that came while the device had yet to answer another.
     pub crowded: u64,
@@ -139,16 +142,35 @@ pub struct Seen {
     pub second_max: u64,
     /// From the first to the last datagram, milliseconds (with [`Spec::record`]).
     pub millis: u64,
-    /// The names in the request that had the most.
-    pub widest: Vec<String>,
+    /// The question that came most often, and what it brought.
+    pub usual: Usual,
 }
 
-/// One kind with four toners and four drums, in the objects of a maker that builds such.
-fn eight(supplies: usize) -> Printer {
+/// A question that came often.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usual {
+    /// How often it came.
+    pub times: u64,
+    /// Whether it was a GETBULK; else a GET or GETNEXT.
+    pub bulk: bool,
+    /// non-repeaters and max-repetitions of a GETBULK.
+    pub repeats: (i64, i64),
+    /// The names that it asked with.
+    pub names: Vec<String>,
+    /// The names of its answer.
+    pub brought: Vec<String>,
+}
+
+/// Most supplies of the one kind.
+const SUPPLIES_MAX: usize = 21;
+
+/// One kind with four toners and four drums, and beyond these what a large machine wears out, in the objects of a maker
+/// that builds such.
+fn of_one_kind(supplies: usize) -> Printer {
     const fn of(name: &'static str, kind: u8, color: &'static str) -> Supply {
         Supply { name, kind, unit: 19, max: 100, gauge: Gauge::Measured, color }
     }
-    static EIGHT: [Supply; 8] = [
+    static ALL: [Supply; SUPPLIES_MAX] = [
         of("Black Toner Cartridge", 21, "black"),
         of("Cyan Toner Cartridge", 21, "cyan"),
         of("Magenta Toner Cartridge", 21, "magenta"),
@@ -157,6 +179,19 @@ fn eight(supplies: usize) -> Printer {
         of("Cyan Image Drum", 9, ""),
         of("Magenta Image Drum", 9, ""),
         of("Yellow Image Drum", 9, ""),
+        of("Black Developer", 10, ""),
+        of("Cyan Developer", 10, ""),
+        of("Magenta Developer", 10, ""),
+        of("Yellow Developer", 10, ""),
+        of("Waste Toner Box", 4, ""),
+        of("Fuser Unit", 15, ""),
+        of("Transfer Belt", 20, ""),
+        of("Transfer Roller", 20, ""),
+        of("Tray 1 Roller", 1, ""),
+        of("Tray 2 Roller", 1, ""),
+        of("Tray 3 Roller", 1, ""),
+        of("Document Feeder Roller", 1, ""),
+        of("Staple Cartridge", 32, ""),
     ];
     Printer {
         vendor: "OKI",
@@ -169,7 +204,7 @@ fn eight(supplies: usize) -> Printer {
         oui: [0x00, 0x80, 0x87],
         color: true,
         display: "Online",
-        supplies: &EIGHT[..supplies.min(EIGHT.len())],
+        supplies: &ALL[..supplies.min(ALL.len())],
         own: &[("1.3.6.1.4.1.2001.1.1.1.1.11.1.10.45.0", Own::Text("{serial}"))],
     }
 }
@@ -185,8 +220,8 @@ struct Devices {
 
 struct Slot {
     device: Device,
-    /// request-ids that wait for their answers.
-    waiting: Vec<i64>,
+    /// The questions that wait for their answers, digested, as often as they came.
+    waiting: Vec<u64>,
     /// When it may answer again.
     free_at: Duration,
 }
@@ -195,7 +230,7 @@ impl Devices {
     fn new(spec: &Spec) -> Devices {
         let tables =
             |model: &Printer| (Arc::new(Table::printer(model, false)), Arc::new(Table::printer(model, true)));
-        let one = (spec.supplies > 0).then(|| eight(spec.supplies));
+        let one = (spec.supplies > 0).then(|| of_one_kind(spec.supplies));
         let tables = match &one {
             Some(kind) => vec![tables(kind)],
             None => PRINTERS.iter().map(tables).collect(),
@@ -221,7 +256,7 @@ struct Answer {
     due: Duration,
     number: u64,
     device: u32,
-    request: i64,
+    question: u64,
     to: (Ipv4Addr, u16),
     packet: Vec<u8>,
     lost: bool,
@@ -257,6 +292,7 @@ pub struct Responder {
     chance: StdRng,
     numbers: u64,
     request: Request,
+    tally: Tally,
     started: Instant,
 }
 
@@ -267,7 +303,7 @@ impl Responder {
     /// When the port is taken, or the numbers make no sense.
     pub fn bind(spec: &Spec) -> Result<Responder> {
         ensure!(spec.every.is_power_of_two(), "--every {}: not a power of two", spec.every);
-        ensure!(spec.supplies <= 8, "--supplies {}: at most 8", spec.supplies);
+        ensure!(spec.supplies <= SUPPLIES_MAX, "--supplies {}: at most {SUPPLIES_MAX}", spec.supplies);
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).context("make a socket")?;
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
@@ -292,6 +328,7 @@ impl Responder {
             chance: StdRng::seed_from_u64(spec.seed),
             numbers: 0,
             request: Request::default(),
+            tally: Tally::default(),
             started: Instant::now(),
         })
     }
@@ -406,20 +443,19 @@ impl Responder {
         if reply == Reply::Silence {
             return;
         }
-        if self.request.kind == pdu::GET && self.request.len() > seen.widest.len() {
-            seen.widest = (0..self.request.len()).map(|n| dotted(self.request.name(n))).collect();
-        }
+        let question = digest(&self.request);
+        self.tally.take(question, &self.request, &answer, seen);
         let due = now.max(slot.free_at) + Duration::from_millis(spec.delay);
         if let Some(gap) = Duration::from_secs(1).checked_div(spec.answers) {
             slot.free_at = now.max(slot.free_at) + gap;
         }
         if due > now {
-            count_waiting(slot, self.request.id, seen);
+            count_waiting(slot, question, seen);
         }
         if self.waiting.len() < WAITING_MAX {
             self.numbers += 1;
-            let (number, request) = (self.numbers, self.request.id);
-            let answer = Answer { due, number, device: n, request, to: from, packet: answer, lost };
+            let number = self.numbers;
+            let answer = Answer { due, number, device: n, question, to: from, packet: answer, lost };
             self.waiting.push(Reverse(answer));
         }
     }
@@ -435,7 +471,7 @@ impl Responder {
         while self.waiting.peek().is_some_and(|next| next.0.due <= now) {
             let Some(Reverse(answer)) = self.waiting.pop() else { return };
             let slot = self.devices.get(answer.device);
-            if let Some(at) = slot.waiting.iter().position(|id| *id == answer.request) {
+            if let Some(at) = slot.waiting.iter().position(|question| *question == answer.question) {
                 slot.waiting.swap_remove(at);
             }
             if answer.lost {
@@ -471,13 +507,56 @@ impl Responder {
     }
 }
 
-fn count_waiting(slot: &mut Slot, id: i64, seen: &mut Seen) {
-    if slot.waiting.contains(&id) {
+fn count_waiting(slot: &mut Slot, question: u64, seen: &mut Seen) {
+    if slot.waiting.contains(&question) {
         seen.repeated += 1;
     } else {
         seen.crowded += u64::from(!slot.waiting.is_empty());
-        slot.waiting.push(id);
-        seen.in_flight_max = seen.in_flight_max.max(slot.waiting.len() as u64);
+    }
+    slot.waiting.push(question);
+    let different: BTreeSet<&u64> = slot.waiting.iter().collect();
+    seen.in_flight_max = seen.in_flight_max.max(different.len() as u64);
+}
+
+/// What a request asks, whatever its request-id, digested.
+fn digest(request: &Request) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Request { kind, non_repeaters, max_repetitions, raw_varbinds, .. } = request;
+    (kind, non_repeaters, max_repetitions, raw_varbinds).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// How often which question came; of the first [`TALLIED`] different ones, because what is usual comes early.
+#[derive(Default)]
+struct Tally {
+    times: HashMap<u64, u64>,
+    /// The question of [`Seen::usual`].
+    usual: u64,
+}
+
+/// Different questions that are counted.
+const TALLIED: usize = 4_096;
+
+impl Tally {
+    fn take(&mut self, question: u64, request: &Request, answer: &[u8], seen: &mut Seen) {
+        if self.times.len() >= TALLIED && !self.times.contains_key(&question) {
+            return;
+        }
+        let times = self.times.entry(question).or_default();
+        *times += 1;
+        if self.usual == question {
+            seen.usual.times = *times;
+        } else if *times > seen.usual.times {
+            self.usual = question;
+            let brought = ber::read_response(answer).map(|(_, _, varbinds)| varbinds).unwrap_or_default();
+            seen.usual = Usual {
+                times: *times,
+                bulk: request.kind == pdu::GETBULK,
+                repeats: (request.non_repeaters, request.max_repetitions),
+                names: (0..request.len()).map(|n| dotted(request.name(n))).collect(),
+                brought: brought.iter().map(|(name, _, _)| dotted(name)).collect(),
+            };
+        }
     }
 }
 

@@ -78,10 +78,36 @@ fn devices_answer_from_the_address_that_was_asked_and_others_are_silent() {
 fn a_second_question_before_the_first_answer_is_counted_and_a_repeated_one_apart() {
     let mut devices = Devices::new(&spec());
     let mut seen = Seen::default();
-    for (device, id) in [(0, 1), (0, 1), (0, 2), (1, 3)] {
-        count_waiting(devices.get(device), id, &mut seen);
+    for (device, question) in [(0, 1), (0, 1), (0, 2), (1, 3)] {
+        count_waiting(devices.get(device), question, &mut seen);
     }
     assert_eq!((seen.in_flight_max, seen.crowded, seen.repeated), (2, 1, 1), "{seen:?}");
+}
+
+/// One request, as it is read.
+fn read(kind: u8, id: i64, names: &[&[u32]]) -> Request {
+    let mut request = Request::default();
+    request.read(&ber::write_request(V2C, "public", kind, id, (0, 9), names)).unwrap();
+    request
+}
+
+#[test]
+fn the_usual_question_is_the_one_that_came_most_whatever_its_ids() {
+    let (mut tally, mut seen) = (Tally::default(), Seen::default());
+    let other: &[u32] = &[1, 3, 6, 1, 2, 1, 43];
+    for (kind, id, names) in [
+        (pdu::GET, 1, &[&DESCR[..], other][..]),
+        (pdu::GETBULK, 2, &[other]),
+        (pdu::GET, 3, &[&DESCR]),
+        (pdu::GETBULK, 4, &[other]),
+    ] {
+        let request = read(kind, id, names);
+        tally.take(digest(&request), &request, &[], &mut seen);
+    }
+    assert_eq!(digest(&read(pdu::GET, 1, &[&DESCR])), digest(&read(pdu::GET, 2, &[&DESCR])));
+    let usual = seen.usual;
+    assert_eq!((usual.times, usual.bulk, usual.repeats), (2, true, (0, 9)));
+    assert_eq!(usual.names, ["1.3.6.1.2.1.43"]);
 }
 
 #[test]
@@ -116,9 +142,10 @@ fn losses_are_drawn_from_the_seed_each_way() {
 
 #[test]
 fn a_device_of_eight_supplies_has_eight() {
-    let model = eight(8);
+    let model = of_one_kind(8);
     let table = Table::printer(&model, false);
     let level = |row: u32| table.get(&[1, 3, 6, 1, 2, 1, 43, 11, 1, 1, 9, 1, row]).is_some();
     assert!((1..=8).all(level) && !level(9));
-    assert_eq!(eight(5).supplies.len(), 5);
+    assert_eq!(of_one_kind(5).supplies.len(), 5);
+    assert_eq!(of_one_kind(SUPPLIES_MAX).supplies.len(), SUPPLIES_MAX);
 }

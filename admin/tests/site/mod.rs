@@ -343,9 +343,9 @@ pub fn entries(from: u64, to: u64) -> Vec<Vec<u8>> {
 pub fn reading(seq: u64) -> Reading {
     let supply = Supply {
         index: 1,
-        name: "Black Cartridge".to_owned(),
+        name: "Black Cartridge".into(),
         kind: SupplyKind::Toner,
-        color: Some("black".to_owned()),
+        color: Some("black".into()),
         level: Some(870),
         max: Some(1000),
         unit: None,
@@ -358,7 +358,8 @@ pub fn reading(seq: u64) -> Reading {
             model: Some("HP LaserJet M605".to_owned()),
             serial: Some(format!("SN{}", seq % 3)),
             ..Facts::default()
-        },
+        }
+        .into(),
         counters: Counters { total: Some(seq.wrapping_add(1000)), ..Counters::default() },
         supplies: vec![supply],
         status: Some(Status::Idle),

@@ -35,7 +35,7 @@ fn low_toner() -> Vec<AlertRule> {
 fn read(seq: u64, host: u8, levels: &[Option<u8>]) -> Observation {
     let supply = |(n, percent): (usize, &Option<u8>)| Supply {
         index: n as u32 + 1,
-        name: ["Black", "Cyan"][n].to_owned(),
+        name: ["Black", "Cyan"][n].into(),
         kind: SupplyKind::Toner,
         color: None,
         level: None,
@@ -49,7 +49,8 @@ fn read(seq: u64, host: u8, levels: &[Option<u8>]) -> Observation {
             model: Some("M605".into()),
             serial: Some(format!("CNB100{host}")),
             ..Facts::default()
-        },
+        }
+        .into(),
         supplies: levels.iter().enumerate().map(supply).collect(),
         ..Reading::default()
     };

@@ -53,16 +53,26 @@ impl Alerts {
         Alerts { codes, conditions }
     }
 
+    /// Of a table without a row.
+    pub(super) fn none() -> &'static Alerts {
+        static NONE: Alerts = Alerts { codes: Vec::new(), conditions: Vec::new() };
+        &NONE
+    }
+
     /// True when the table had no row.
     pub(super) fn is_empty(&self) -> bool {
         self.codes.is_empty()
     }
 
-    /// The names whose successors tell whether the table is still the same; `None` where they are too many.
-    pub(super) fn watch(&self) -> Option<Vec<Oid>> {
+    /// The names whose successors tell whether the table is still the same; none where they are too many.
+    pub(super) fn watch(&self) -> impl Iterator<Item = Oid> {
         let rows = self.codes.iter().map(|(oid, _)| oid.clone());
-        (self.codes.len() <= WATCHED)
-            .then(|| std::iter::once(mib::oid(mib::ALERT_CODE)).chain(rows).collect())
+        std::iter::once(mib::oid(mib::ALERT_CODE)).chain(rows).take(self.watched())
+    }
+
+    /// How many names that are.
+    pub(super) fn watched(&self) -> usize {
+        if self.codes.len() <= WATCHED { self.codes.len() + 1 } else { 0 }
     }
 
     /// True when the successors of [`Alerts::watch`] are the rows that are known, and then something behind them.
@@ -91,9 +101,11 @@ impl Alerts {
             }
         }
         reading.conditions.sort_unstable();
-        if !sources.is_empty() {
-            reading.sources.insert("conditions".to_owned(), sources.join("+"));
+        // Touched, the sources would be this reading's own, and copied for it.
+        if self.conditions.is_empty() || sources.is_empty() {
+            return;
         }
+        reading.sources.insert("conditions".to_owned(), sources.join("+"));
     }
 }
 

@@ -5,7 +5,7 @@
 use quire_proto::oid::Oid;
 
 use super::script::Profiles;
-use crate::snmp::{Value, VarBind};
+use crate::snmp::{Seen, Value, VarBind};
 
 /// The values that a device gave, by object instance, in their order, and the profiles that know what its family's
 /// mean.
@@ -120,12 +120,13 @@ pub(crate) fn number(value: &Value) -> Option<i64> {
 }
 
 /// A lifetime total: an integer of 0 or more, or text that begins with one (Zebra: `1920 INCHES, ...`).
-pub(crate) fn total(value: &Value) -> Option<u64> {
-    if let Value::OctetString(bytes) = value {
-        let digits: Vec<u8> = bytes.iter().copied().take_while(u8::is_ascii_digit).collect();
-        return std::str::from_utf8(&digits).ok()?.parse().ok();
+pub(crate) fn total<'a>(value: impl Into<Seen<'a>>) -> Option<u64> {
+    let value = value.into();
+    if let Seen::Octets(octets) = value {
+        let digits = octets.iter().take_while(|octet| octet.is_ascii_digit()).count();
+        return std::str::from_utf8(&octets[..digits]).ok()?.parse().ok();
     }
-    number(value).and_then(|n| u64::try_from(n).ok())
+    value.number().and_then(|n| u64::try_from(n).ok())
 }
 
 /// The octets of a text value.

@@ -22,22 +22,46 @@ pub fn via(credential: &Credential) -> Via {
 
 /// Reads one device with the profiles in force, and with what an earlier read of it taught where there is one. A
 /// JetDirect card that shows no printer to an SNMPv3 user is asked once more in its own context, and from then on there.
-pub async fn read(
-    snmp: &Snmp,
+///
+/// There may be very many reads at a time: what one takes while it waits is a [`Read`] and little more.
+pub fn read<'a>(
+    snmp: &'a Snmp,
     peer: SocketAddr,
-    credential: &Arc<Credential>,
+    credential: &'a Arc<Credential>,
     plan: Option<ReadPlan>,
     patience: Patience,
     profiles: Profiles,
-) -> Finished {
+) -> impl Future<Output = Finished> + Send + use<'a> {
     let behind = plan.as_ref().is_some_and(|plan| plan.jetdirect);
     let there = behind.then(|| credential.in_jetdirect()).flatten();
-    let finished = read_as(snmp, peer, there.as_ref().unwrap_or(credential), plan, patience, &profiles).await;
-    if behind || via(credential) != Via::SnmpV3 || !hides_a_printer(&finished) {
-        return finished;
+    let hides = !behind && via(credential) == Via::SnmpV3;
+    let again = hides.then(|| profiles.clone());
+    let mut read = Read::with(via(credential), plan, profiles);
+    async move {
+        let engine_id = drive(snmp, peer, there.as_ref().unwrap_or(credential), &mut read, patience).await;
+        let finished = finish(read, engine_id);
+        match again {
+            Some(profiles) if hides_a_printer(&finished) => {
+                Box::pin(look_behind(snmp, peer, credential, finished, patience, profiles)).await
+            }
+            Some(_) | None => finished,
+        }
     }
+}
+
+/// Reads what is behind the context of a JetDirect card, where that tells more.
+async fn look_behind(
+    snmp: &Snmp,
+    peer: SocketAddr,
+    credential: &Arc<Credential>,
+    finished: Finished,
+    patience: Patience,
+    profiles: Profiles,
+) -> Finished {
     let Some(there) = credential.in_jetdirect() else { return finished };
-    let mut again = read_as(snmp, peer, &there, None, patience, &profiles).await;
+    let mut read = Read::with(via(credential), None, profiles);
+    let engine_id = drive(snmp, peer, &there, &mut read, patience).await;
+    let mut again = finish(read, engine_id);
     let fuller = again.reading.as_ref().is_some_and(|reading| reading.counters.total.is_some());
     if !again.complete || !fuller {
         return finished;
@@ -49,30 +73,37 @@ pub async fn read(
 /// True of a JetDirect card that answered and told no counter.
 fn hides_a_printer(finished: &Finished) -> bool {
     let counts = finished.reading.as_ref().is_some_and(|reading| reading.counters.total.is_some());
-    finished.complete && !counts && brand::is_jetdirect(&finished.fresh)
+    finished.complete && !counts && brand::is_jetdirect(&finished.fresh.answers())
 }
 
-async fn read_as(
+/// Asks until the read has finished; gives snmpEngineID where there is one.
+async fn drive(
     snmp: &Snmp,
     peer: SocketAddr,
     credential: &Arc<Credential>,
-    plan: Option<ReadPlan>,
+    read: &mut Read,
     patience: Patience,
-    profiles: &Profiles,
-) -> Finished {
-    let mut read = Read::with(via(credential), plan, profiles.clone());
+) -> Option<Vec<u8>> {
     let mut engine_id = None;
-    while let Some(request) = read.poll_request() {
-        let answer = snmp.ask(peer, credential, request, patience).await;
-        if let Ok(answer) = &answer
-            && let Some(id) = &answer.engine_id
-        {
-            engine_id = Some(id.to_vec());
+    while let Some(question) = read.poll_question() {
+        match snmp.ask(peer, credential, question, patience).await {
+            Err(failure) => read.handle(Err(miss(failure))),
+            Ok(answer) => {
+                engine_id = answer.engine_id.map(|id| id.to_vec()).or(engine_id);
+                match answer.expected {
+                    Some(expected) => read.handle_expected(expected),
+                    None => read.handle(Ok(answer.response)),
+                }
+            }
         }
-        read.handle(answer.map(|answer| answer.response).map_err(miss));
     }
+    engine_id
+}
+
+fn finish(read: Read, engine_id: Option<Vec<u8>>) -> Finished {
     let mut finished = read.finish();
-    if let Some(reading) = &mut finished.reading {
+    // Touched, the facts would be this reading's own, and copied for it.
+    if let Some(reading) = finished.reading.as_mut().filter(|reading| reading.facts.engine_id != engine_id) {
         reading.facts.engine_id = engine_id;
     }
     finished
@@ -163,6 +194,18 @@ pub(super) fn miss(failure: Failure) -> Miss {
 mod tests {
     use super::super::responder::Responder;
     use super::*;
+    use crate::snmp::Options;
+
+    /// 50,000 of them may wait at a time (docs/benchmarks.md).
+    #[tokio::test]
+    async fn a_read_that_waits_is_small() {
+        let snmp = Snmp::bind(Options::default()).await.unwrap();
+        let community = Arc::new(Credential::v2c("public").unwrap());
+        let peer = SocketAddr::from(([127, 0, 0, 1], 161));
+        let read = read(&snmp, peer, &community, None, Patience::Once, Profiles::default());
+        assert!(size_of_val(&read) <= 640, "{} octets", size_of_val(&read));
+        assert!(size_of::<ReadPlan>() <= 176 && size_of::<Finished>() <= 640);
+    }
 
     #[test]
     fn a_jetdirect_without_counters_hides_a_printer_and_others_do_not() {

@@ -354,7 +354,7 @@ fn values_of_other_types_are_read_as_what_they_mean_or_not_at_all() {
         .replace("3.5.1.1.1|2|3", "3.5.1.1.1|4|idle");
     let reading = whole(&text);
     assert_eq!((reading.counters.total, reading.supplies[0].percent), (Some(1000), Some(40)));
-    assert_eq!((reading.facts.serial, reading.status), (None, None));
+    assert_eq!((&reading.facts.serial, reading.status), (&None, None));
 }
 
 #[test]

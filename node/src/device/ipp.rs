@@ -12,6 +12,7 @@ use ipp::model::{DelimiterTag, IppVersion, Operation};
 use ipp::parser::IppParser;
 use ipp::prelude::{IppAttribute, IppRequestResponse, IppValue};
 use quire_proto::reading::{Condition, Reading, Status, Supply, SupplyKind, SupplyState, Via, percent};
+use quire_proto::shared::Text;
 
 use super::vendor::TABLE;
 use super::{supply, text};
@@ -337,8 +338,8 @@ impl Says<'_> {
             self.note(reading, &format!("supplies.{index}.percent"), "marker-levels");
             // The fill level of a waste box is not what is left of it.
             let percent = percent.filter(|_| kind != SupplyKind::WasteToner);
-            let color = color_of(name, color);
-            let blank = Supply { index, name: name.clone(), kind, color, state, percent, ..bare() };
+            let color = color_of(name, color).map(Text::from);
+            let blank = Supply { index, name: name.as_str().into(), kind, color, state, percent, ..bare() };
             reading.supplies.push(blank);
         }
     }
@@ -363,12 +364,12 @@ impl Says<'_> {
             self.note(reading, &format!("supplies.{index}.level"), "printer-supply");
             reading.supplies.push(Supply {
                 index,
-                name: name.to_owned(),
+                name: name.into(),
                 kind,
-                color: supply::color_word(name).or(supply::color_word(color)).map(str::to_owned),
+                color: supply::color_word(name).or(supply::color_word(color)).map(Text::from),
                 level: known,
                 max,
-                unit: value("unit").filter(|unit| *unit != "unknown").map(str::to_owned),
+                unit: value("unit").filter(|unit| *unit != "unknown").map(Text::from),
                 percent,
                 state: state(level, percent, None, None, kind),
             });
@@ -379,7 +380,7 @@ impl Says<'_> {
 fn bare() -> Supply {
     Supply {
         index: 0,
-        name: String::new(),
+        name: Text::default(),
         kind: SupplyKind::Other,
         color: None,
         level: None,

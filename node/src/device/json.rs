@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn unknown_keys_are_left_out() {
         let reading = Reading {
-            facts: Facts { serial: Some("S1".into()), ..Facts::default() },
+            facts: Facts { serial: Some("S1".into()), ..Facts::default() }.into(),
             counters: Counters { total: Some(7), ..Counters::default() },
             via: vec![Via::SnmpV2c],
             ..Reading::default()

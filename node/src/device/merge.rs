@@ -65,7 +65,7 @@ impl Filler<'_> {
     }
 
     fn facts(&mut self) {
-        let Facts { vendor, model, serial, mac, name, location, firmware, asset, .. } = &self.from.facts;
+        let Facts { vendor, model, serial, mac, name, location, firmware, asset, .. } = &*self.from.facts;
         self.take("vendor", |reading| &mut reading.facts.vendor, vendor);
         self.take("model", |reading| &mut reading.facts.model, model);
         self.take("serial", |reading| &mut reading.facts.serial, serial);
@@ -152,9 +152,9 @@ mod tests {
     fn toner(color: &str, percent: Option<u8>, state: SupplyState) -> Supply {
         Supply {
             index: 4,
-            name: color.to_owned(),
+            name: color.into(),
             kind: SupplyKind::Toner,
-            color: Some(color.to_owned()),
+            color: Some(color.into()),
             level: None,
             max: None,
             unit: None,

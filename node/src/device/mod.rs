@@ -33,6 +33,7 @@ mod plan;
 mod read;
 mod router;
 pub mod script;
+mod shape;
 mod standard;
 mod supply;
 mod text;
@@ -44,6 +45,8 @@ pub mod web;
 mod hardship;
 #[cfg(test)]
 mod recordings;
+#[cfg(test)]
+mod repeated;
 #[cfg(test)]
 mod responder;
 #[cfg(test)]

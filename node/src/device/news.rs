@@ -5,9 +5,8 @@ use std::hash::{Hash, Hasher};
 
 use quire_proto::oid::Oid;
 
-use super::answers::{number, octets};
 use super::plan::{Ask, Feed};
-use crate::snmp::Value;
+use crate::snmp::Seen;
 
 /// A level that rises by more than this part of its capacity is another cartridge.
 const RISE: i64 = 20;
@@ -31,24 +30,24 @@ pub(super) struct News<'a> {
 
 impl<'a> News<'a> {
     /// What these answers to these questions are.
-    pub(super) fn of(asks: &'a [Ask], found: &[&'a Value]) -> News<'a> {
-        let mut news = News::default();
-        asks.iter().zip(found).for_each(|(ask, value)| news.take(ask, value));
+    pub(super) fn of(asks: &'a [Ask], found: &[Seen<'a>]) -> News<'a> {
+        let mut news = News { levels: Vec::with_capacity(found.len()), ..News::default() };
+        asks.iter().zip(found).for_each(|(ask, value)| news.take(ask, *value));
         news
     }
 
-    fn take(&mut self, ask: &'a Ask, value: &'a Value) {
+    fn take(&mut self, ask: &'a Ask, value: Seen<'a>) {
         match ask.feed {
             Feed::Mark | Feed::Number => {}
-            Feed::Level(_) => self.levels.push(number(value).unwrap_or(UNREADABLE)),
-            Feed::PrinterStatus => self.printer = number(value),
-            Feed::DeviceStatus => self.device = number(value),
-            Feed::Errors => self.errors = octets(value).map(|bits| (&ask.oid, bits)),
-            Feed::Display => self.display.extend(octets(value).map(|text| (&ask.oid, text))),
+            Feed::Level(_) => self.levels.push(value.number().unwrap_or(UNREADABLE)),
+            Feed::PrinterStatus => self.printer = value.number(),
+            Feed::DeviceStatus => self.device = value.number(),
+            Feed::Errors => self.errors = value.octets().map(|bits| (&ask.oid, bits)),
+            Feed::Display => self.display.extend(value.octets().map(|text| (&ask.oid, text))),
         }
         if matches!(ask.feed, Feed::PrinterStatus | Feed::Errors) {
             let mut hasher = DefaultHasher::new();
-            (self.state, Digest(value)).hash(&mut hasher);
+            (self.state, value).hash(&mut hasher);
             self.state = hasher.finish();
         }
     }
@@ -63,27 +62,10 @@ pub(super) fn is_replaced(old: i64, new: i64, max: Option<u64>) -> bool {
     (old < 0) != (new < 0) || new - old > size / RISE
 }
 
-/// A value for hashing.
-struct Digest<'a>(&'a Value);
-
-impl Hash for Digest<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match self.0 {
-            Value::Integer(n) => n.hash(state),
-            Value::OctetString(octets) | Value::Opaque(octets) => octets.hash(state),
-            Value::ObjectId(oid) => oid.hash(state),
-            Value::IpAddress(address) => address.hash(state),
-            Value::Counter32(n) | Value::Gauge32(n) | Value::TimeTicks(n) => n.hash(state),
-            Value::Counter64(n) => n.hash(state),
-            Value::Null | Value::NoSuchObject | Value::NoSuchInstance | Value::EndOfMibView => {}
-        }
-    }
-}
-
 /// What stands for all marks together.
-pub(super) fn digest_marks(asks: &[Ask], found: &[&Value]) -> u64 {
+pub(super) fn digest_marks(asks: &[Ask], found: &[Seen<'_>]) -> u64 {
     let mut hasher = DefaultHasher::new();
     let marks = asks.iter().zip(found).filter(|(ask, _)| ask.feed == Feed::Mark);
-    marks.for_each(|(_, value)| Digest(value).hash(&mut hasher));
+    marks.for_each(|(_, value)| value.hash(&mut hasher));
     hasher.finish()
 }

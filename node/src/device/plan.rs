@@ -5,25 +5,22 @@
 //! finds a level risen or another state, asks for the rest as well: names, texts, capacities. Whatever cannot be told by
 //! patching the last reading (another serial number, another cartridge, an instance gone) is no plan's business: the
 //! device is read anew.
-//!
-//! What devices of one kind have in common, which is most of it, is kept once for all of them ([`Shape`]).
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{Hash, Hasher};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
 
 use quire_proto::oid::Oid;
-use quire_proto::reading::{Counters, Reading, Supply};
-use quire_proto::sources::Sources;
+use quire_proto::reading::{Counters, Reading, Supply, SupplyState};
 
 use super::alert::Alerts;
-use super::answers::{Answers, total};
+use super::answers::Answers;
 use super::learn::Draft;
 use super::news::{News, digest_marks, is_replaced};
 use super::script::{Profiles, Subject};
-use super::{mib, standard, supply, text};
-use crate::snmp::{Request, Value, VarBind};
+use super::shape::{Later, Learnt, Shape, shared};
+use super::{mib, standard};
+use crate::snmp::{Expected, Prepared, Request, Seen, VarBind};
 
 /// Reads that a plan serves before everything is asked anew, so that a new finisher is seen within a day of hourly
 /// reads.
@@ -37,9 +34,6 @@ const GLANCE: u8 = 3;
 const MOST_SINGLES: usize = 40;
 /// Instances that a plan takes over from profiles: two packets.
 const PROFILE_OIDS: usize = 64;
-/// Shapes that are kept before those without a device are looked for.
-const SHAPES: usize = 256;
-
 /// What was learnt of a device, so that the next read of it takes one packet. Cheap to clone; opaque.
 #[derive(Clone, Debug, Default)]
 pub struct ReadPlan {
@@ -57,6 +51,8 @@ pub struct ReadPlan {
     pub(super) own: Option<u32>,
     /// What profiles asked beside.
     beside: Option<Arc<Beside>>,
+    /// The question of every read, without and with a look at the alerts, where it is not that of all devices of the kind.
+    asking: [Option<Arc<Prepared>>; 2],
     /// What a probe has brought, for the first read.
     seen: Answers,
     /// The printer is behind the context of its JetDirect card.
@@ -80,41 +76,33 @@ struct Beside {
 
 static NOTHING: Beside = Beside { there: Vec::new(), absent: BTreeSet::new() };
 
-/// What is the device's own.
-#[derive(Debug)]
-struct Learnt {
-    shape: Arc<Shape>,
-    /// Facts, and all else that does not change but by a new read in full; without supplies and sources.
-    template: Reading,
-    subject: Arc<Subject>,
-    /// Those that the reading was understood with.
-    profiles: Profiles,
-    charset: Option<i64>,
-    /// Digests of the marks that every read asks for, and of all.
-    often_marks: u64,
-    all_marks: u64,
-}
-
-/// What devices of one kind have in common.
-#[derive(Debug, PartialEq, Eq)]
-struct Shape {
-    /// Asked every time, singles before the run; then what is asked now and then.
-    asks: Vec<Ask>,
-    often: usize,
-    /// Of those asked every time, the last so many are rows of one column, one after the other.
-    run: usize,
-    /// The counters with the positions whose sum they are.
-    sums: Vec<(Field, Vec<u16>)>,
-    /// The positions whose sums the outranked values are, in their order.
-    others: Vec<Vec<u16>>,
-    supplies: Vec<Supply>,
-    sources: Sources,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ask {
     pub(super) oid: Oid,
     pub(super) feed: Feed,
+}
+
+impl Ask {
+    /// The supply whose level it asks for.
+    fn level(&self) -> Option<u16> {
+        match self.feed {
+            Feed::Level(at) => Some(at),
+            Feed::Mark | Feed::Number | Feed::PrinterStatus | Feed::DeviceStatus => None,
+            Feed::Errors | Feed::Display => None,
+        }
+    }
+}
+
+/// Supplies without what every read brings, so that devices of one kind have the same; whether there was a level decides
+/// where it is said to come from.
+fn emptied(mut supplies: Vec<Supply>, levels: &BTreeSet<u16>) -> Vec<Supply> {
+    for at in levels {
+        if let Some(supply) = supplies.get_mut(usize::from(*at)) {
+            (supply.level, supply.percent) = (supply.level.map(|_| 0), None);
+            supply.state = SupplyState::Unknown;
+        }
+    }
+    supplies
 }
 
 /// What an asked instance is good for.
@@ -210,6 +198,7 @@ impl ReadPlan {
     pub(super) fn understand_with(&mut self, profiles: &Profiles) {
         if self.learnt.as_ref().is_some_and(|learnt| learnt.profiles != *profiles) {
             (self.learnt, self.beside, self.exact) = (None, None, false);
+            self.asking = [None, None];
         }
     }
 
@@ -232,6 +221,7 @@ impl ReadPlan {
             let beside = Arc::make_mut(self.beside.get_or_insert_default());
             if there {
                 beside.there.push(oid);
+                self.asking = [None, None];
             } else {
                 beside.absent.insert(oid);
             }
@@ -257,12 +247,43 @@ impl ReadPlan {
         asks.map(|ask| ask.oid.clone()).collect()
     }
 
+    /// True where one GETBULK serves every read; else exact GETs do better.
+    pub(super) fn has_bulk(&self) -> bool {
+        let run = self.learnt.as_ref().map(|learnt| learnt.shape.run);
+        run.is_some_and(|run| run <= usize::from(u8::MAX))
+            && !(self.exact || self.no_bulk || self.singles() > MOST_SINGLES)
+    }
+
+    /// The GETBULK of every read, encoded, and what its answer should bring.
+    pub(super) fn prepared(&mut self) -> Option<Arc<Prepared>> {
+        if !self.has_bulk() {
+            return None;
+        }
+        let at = usize::from(self.is_watching());
+        let learnt = self.learnt.as_ref()?;
+        let of_all = self.beside().there.is_empty() && (at == 0 || self.alerts.is_none());
+        let known = if of_all { learnt.shape.asking[at].0.get() } else { self.asking[at].as_ref() };
+        if known.is_some() {
+            return known.cloned();
+        }
+        let names = self.often().cloned().map(Some).collect::<Vec<_>>();
+        let (before, run) = names.split_at(self.singles());
+        let any = std::iter::repeat_n(None, self.watched_count());
+        let names = before.iter().cloned().chain(any).chain(run.iter().cloned());
+        let made = Arc::new(Prepared::new(&self.bulk()?, names));
+        if of_all {
+            return Some(learnt.shape.asking[at].0.get_or_init(|| made).clone());
+        }
+        self.asking[at] = Some(made.clone());
+        Some(made)
+    }
+
     /// One GETBULK for the instances of every read: their predecessors once, and the column of the run. That takes one
     /// name for all rows of it. `None` where exact GETs do better.
     pub(super) fn bulk(&self) -> Option<Request> {
         let shape = &self.learnt.as_ref()?.shape;
         let singles = self.singles();
-        if self.exact || self.no_bulk || singles > MOST_SINGLES {
+        if !self.has_bulk() {
             return None;
         }
         let (watched, mut often) = (self.watched(), self.often().map(mib::predecessor));
@@ -293,27 +314,45 @@ impl ReadPlan {
 
     /// The names in the GETBULK of every read whose successors show whether there are other alerts than before.
     fn watched(&self) -> Vec<Oid> {
-        let none = Alerts::default();
-        let names = || self.alerts.as_deref().unwrap_or(&none).watch();
-        let names = self.is_watching().then(names).flatten().unwrap_or_default();
-        if self.singles() + names.len() > MOST_SINGLES { Vec::new() } else { names }
+        self.known_alerts().watch().take(self.watched_count()).collect()
+    }
+
+    fn watched_count(&self) -> usize {
+        let count = if self.is_watching() { self.known_alerts().watched() } else { 0 };
+        if self.singles() + count > MOST_SINGLES { 0 } else { count }
+    }
+
+    fn known_alerts(&self) -> &Alerts {
+        self.alerts.as_deref().unwrap_or(Alerts::none())
+    }
+
+    /// Where the successors of what is watched stand in an answer.
+    pub(super) fn watched_places(&self) -> Range<usize> {
+        self.singles()..self.singles() + self.watched_count()
     }
 
     /// Takes the successors of what is watched out of an answer; tells whether the alerts are those that are known, and
     /// `None` where nothing was watched.
     pub(super) fn take_watched(&self, varbinds: &mut Vec<VarBind>) -> Option<bool> {
-        let (start, count) = (self.singles(), self.watched().len());
-        if count == 0 || varbinds.len() < start + count {
+        let places = self.watched_places();
+        if places.is_empty() || varbinds.len() < places.end {
             return None;
         }
-        let came: Vec<VarBind> = varbinds.drain(start..start + count).collect();
-        Some(self.alerts.as_deref().unwrap_or(&Alerts::default()).are(&came))
+        let came: Vec<VarBind> = varbinds.drain(places).collect();
+        Some(self.known_alerts().are(&came))
+    }
+
+    /// The same of an answer that is as expected.
+    pub(super) fn see_watched(&self, answer: &Expected) -> Option<bool> {
+        let places = self.watched_places();
+        (!places.is_empty()).then(|| self.known_alerts().are(&answer.decode_some(places)))
     }
 
     /// Takes what prtAlertTable says now.
     pub(super) fn learn_alerts(&mut self, answers: &Answers, supplies: &[Supply]) {
         let alerts = Alerts::of(answers, supplies, self.own);
         self.alerts = (!alerts.is_empty()).then(|| Arc::new(alerts));
+        self.asking[1] = None;
     }
 
     /// Adds the conditions that the alerts say to a reading.
@@ -329,16 +368,34 @@ impl ReadPlan {
 
     /// What the values of this read make of the last reading; `thorough`: all were asked for.
     pub(super) fn patch(&mut self, values: &Answers, thorough: bool) -> Patched {
+        let Some(learnt) = &self.learnt else { return Patched::Anew };
+        let asks = &learnt.shape.asks[..if thorough { learnt.shape.asks.len() } else { learnt.shape.often }];
+        let found = asks.iter().map(|ask| values.get(&ask.oid).map(Seen::from));
+        match found.collect::<Option<Vec<Seen<'_>>>>() {
+            Some(found) => self.patch_with(&found, thorough),
+            None => Patched::Anew,
+        }
+    }
+
+    /// The same of an answer that is as expected.
+    pub(super) fn patch_expected(&mut self, answer: &Expected) -> Patched {
+        let Some(learnt) = &self.learnt else { return Patched::Anew };
+        // What profiles ask and the alerts stand between the singles and the run.
+        let own = learnt.shape.often - learnt.shape.run;
+        let between = own..self.watched_places().end;
+        let mut found = Vec::with_capacity(learnt.shape.often);
+        found.extend(answer.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen));
+        self.patch_with(&found, false)
+    }
+
+    fn patch_with(&mut self, found: &[Seen<'_>], thorough: bool) -> Patched {
         let Some(learnt) = self.learnt.clone() else { return Patched::Anew };
         let shape = &*learnt.shape;
-        let asked = if thorough { shape.asks.len() } else { shape.often };
-        let found: Option<Vec<&Value>> = shape.asks[..asked].iter().map(|ask| values.get(&ask.oid)).collect();
-        let Some(found) = found else { return Patched::Anew };
         let marks = if thorough { learnt.all_marks } else { learnt.often_marks };
-        if digest_marks(&shape.asks, &found) != marks {
+        if digest_marks(&shape.asks, found) != marks {
             return Patched::Anew;
         }
-        let next = News::of(&shape.asks, &found);
+        let next = News::of(&shape.asks, found);
         let old_and_new = self.levels.iter().zip(&next.levels);
         let replaced =
             old_and_new.zip(shape.refilled()).any(|((old, new), max)| is_replaced(*old, *new, max));
@@ -354,10 +411,13 @@ impl ReadPlan {
         if thorough {
             self.display = learnt.display(&next).map(Arc::new);
         }
-        let Some(reading) = learnt.reading(&found, &next, self.display.as_deref()) else {
+        let Some(reading) = learnt.reading(found, &next, self.display.as_deref()) else {
             return Patched::Anew;
         };
-        self.levels = next.levels.into();
+        match self.levels.len() == next.levels.len() {
+            true => self.levels.copy_from_slice(&next.levels),
+            false => self.levels = next.levels.into(),
+        }
         self.state = next.state;
         self.uses = self.uses.saturating_add(1);
         Patched::Reading(Box::new(reading))
@@ -376,7 +436,7 @@ impl ReadPlan {
         if often == 0 {
             return ReadPlan::default();
         }
-        let found: Vec<&Value> = asks.iter().filter_map(|ask| answers.get(&ask.oid)).collect();
+        let found: Vec<Seen<'_>> = asks.iter().filter_map(|ask| answers.get(&ask.oid)).map(Seen::from).collect();
         let (sums, others) = (draft.sums(&positions), draft.outranked(&positions));
         let News { levels, state, .. } = News::of(&asks, &found);
         let mut template = reading.clone();
@@ -384,14 +444,17 @@ impl ReadPlan {
         template.conditions.clear();
         template.sources.remove("conditions");
         let (often_marks, all_marks) = (digest_marks(&asks, &found[..often]), digest_marks(&asks, &found));
+        let asks_of_levels: BTreeSet<u16> = asks.iter().filter_map(Ask::level).collect();
         let shape = Shape {
             asks,
             often,
             run,
             sums,
             others,
-            supplies: std::mem::take(&mut template.supplies),
+            supplies: emptied(std::mem::take(&mut template.supplies), &asks_of_levels),
             sources: std::mem::take(&mut template.sources),
+            ailing: Later::default(),
+            asking: Default::default(),
         };
         let display = template.display.take().zip(reading.sources.get("display").cloned()).map(Arc::new);
         let charset = standard::charset(answers);
@@ -408,107 +471,4 @@ impl ReadPlan {
         plan.learn_alerts(answers, &reading.supplies);
         plan
     }
-}
-
-impl Learnt {
-    fn reading(
-        &self,
-        found: &[&Value],
-        next: &News<'_>,
-        display: Option<&(String, String)>,
-    ) -> Option<Reading> {
-        let shape = &*self.shape;
-        let mut reading = self.template.clone();
-        reading.sources.clone_from(&shape.sources);
-        let sum = |parts: &[u16]| {
-            parts.iter().try_fold(0u64, |sum, at| sum.checked_add(total(found[usize::from(*at)])?))
-        };
-        for (field, parts) in &shape.sums {
-            let value = sum(parts)?;
-            // A total of nothing is what some devices say that never count; and a counter may not be negative.
-            if value == 0 && *field == Field::Total {
-                return None;
-            }
-            *field.of(&mut reading.counters) = Some(value);
-        }
-        for (other, parts) in reading.others.iter_mut().zip(&shape.others).filter(|(_, p)| !p.is_empty()) {
-            other.value = sum(parts)?;
-        }
-        // What says the same now is no other value.
-        let counters = &mut reading.counters;
-        reading.others.retain(|other| {
-            let field = Field::ALL.iter().find(|(_, name)| *name == other.field);
-            field.is_none_or(|(field, _)| *field.of(counters) != Some(other.value))
-        });
-        reading.supplies.clone_from(&shape.supplies);
-        let levels = shape.asks.iter().filter(|ask| matches!(ask.feed, Feed::Level(_)));
-        for (ask, raw) in levels.zip(&next.levels) {
-            let Feed::Level(at) = ask.feed else { continue };
-            let supply = reading.supplies.get_mut(usize::from(at))?;
-            if let Some(source) = supply::refill(supply, *raw, &ask.oid) {
-                reading.sources.insert(format!("supplies.{}.level", supply.index), source);
-            }
-        }
-        reading.status = standard::status(next.printer, next.device);
-        if let Some((oid, bits)) = next.errors {
-            reading.conditions = standard::conditions(bits);
-            let source = (!reading.conditions.is_empty()).then(|| oid.to_string());
-            set_source(&mut reading, "conditions", source);
-        }
-        reading.display = display.map(|(text, _)| text.clone());
-        set_source(&mut reading, "display", display.map(|(_, source)| source.clone()));
-        Some(reading)
-    }
-
-    /// The panel's lines and where they came from.
-    fn display(&self, next: &News<'_>) -> Option<(String, String)> {
-        let lines =
-            next.display.iter().filter_map(|(oid, text)| Some((text::clean(text, self.charset)?, oid)));
-        let (texts, oids): (Vec<String>, Vec<String>) =
-            lines.map(|(text, oid)| (text, oid.to_string())).unzip();
-        (!texts.is_empty()).then(|| (texts.join(" "), oids.join("+")))
-    }
-}
-
-impl Shape {
-    /// The capacities of the supplies whose levels are asked for, in the order of the asks.
-    fn refilled(&self) -> impl Iterator<Item = Option<u64>> {
-        self.asks.iter().filter_map(|ask| match ask.feed {
-            Feed::Level(at) => Some(self.supplies.get(usize::from(at)).and_then(|supply| supply.max)),
-            Feed::Mark | Feed::Number | Feed::PrinterStatus | Feed::DeviceStatus => None,
-            Feed::Errors | Feed::Display => None,
-        })
-    }
-
-    fn asks_often(&self, feed: Feed) -> bool {
-        self.asks[..self.often].iter().any(|ask| ask.feed == feed)
-    }
-}
-
-fn set_source(reading: &mut Reading, field: &str, source: Option<String>) {
-    if reading.sources.get(field) == source.as_ref() {
-        // Touched, they would be this reading's own, and copied for it.
-        return;
-    }
-    match source {
-        Some(source) => drop(reading.sources.insert(field.to_owned(), source)),
-        None => drop(reading.sources.remove(field)),
-    }
-}
-
-/// The same shape as one that is in use, or this one.
-fn shared(shape: Shape) -> Arc<Shape> {
-    static SHARED: LazyLock<Mutex<HashMap<u64, Weak<Shape>>>> = LazyLock::new(Mutex::default);
-    let mut hasher = DefaultHasher::new();
-    (&shape.asks, &shape.sums, &shape.sources).hash(&mut hasher);
-    let mut shapes = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(same) = shapes.get(&hasher.finish()).and_then(Weak::upgrade).filter(|same| **same == shape) {
-        return same;
-    }
-    if shapes.len() >= SHAPES && shapes.len().is_power_of_two() {
-        shapes.retain(|_, shape| shape.strong_count() > 0);
-    }
-    let shape = Arc::new(shape);
-    shapes.insert(hasher.finish(), Arc::downgrade(&shape));
-    shape
 }

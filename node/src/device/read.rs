@@ -6,6 +6,7 @@
 //! is not asked again. What was learnt becomes a [`ReadPlan`]; the next read then asks for the instances that may change alone,
 //! and starts over in full when one of them is gone or the device turns out to be another.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use quire_proto::oid::Oid;
@@ -22,7 +23,7 @@ use super::script::{Profiles, Subject};
 use super::vendor::{Private, TABLE};
 use super::walk::Walk;
 use super::{brand, mib, standard, supply};
-use crate::snmp::{Request, Response};
+use crate::snmp::{Expected, Question, Request, Response};
 
 /// The most questions of one read: 4 to 6 are usual, GETNEXT over 14 supplies takes about 30. At the bound the read
 /// ends with what is known and is not complete.
@@ -72,7 +73,31 @@ pub struct Finished {
     /// Who it is, for the match rules of profiles.
     pub(crate) subject: Arc<Subject>,
     /// What was heard in this read, for the profiles that go on from it.
-    pub(crate) fresh: Answers,
+    pub(crate) fresh: Fresh,
+}
+
+/// What was heard in a read: most repeated reads decode no more of it than they need, and no profile asks for the rest.
+#[derive(Clone, Debug)]
+pub(crate) struct Fresh {
+    answers: Answers,
+    /// An answer that was as expected, and where in it stands what is no answer to a question of this device.
+    undecoded: Option<(Expected, Range<usize>)>,
+}
+
+impl Fresh {
+    /// All of it.
+    pub(crate) fn answers(&self) -> Answers {
+        let mut answers = self.answers.clone();
+        if let Some((expected, watched)) = &self.undecoded {
+            take_all(&mut answers, expected, watched);
+        }
+        answers
+    }
+}
+
+fn take_all(answers: &mut Answers, expected: &Expected, watched: &Range<usize>) {
+    let varbinds = expected.decode().varbinds.into_iter().enumerate();
+    varbinds.filter(|(at, _)| !watched.contains(at)).for_each(|(_, varbind)| answers.put(varbind));
 }
 
 #[derive(Debug)]
@@ -102,6 +127,7 @@ pub struct Read {
     /// What the plan made of it.
     patched: Option<Box<Reading>>,
     answers: Answers,
+    undecoded: Option<(Expected, Range<usize>)>,
     phase: Phase,
     asked: usize,
     heard: bool,
@@ -133,6 +159,7 @@ impl Read {
             plan,
             patched: None,
             answers: Answers::with(profiles),
+            undecoded: None,
             phase: Phase::Often,
             asked: 0,
             heard: false,
@@ -145,7 +172,7 @@ impl Read {
         };
         if !read.planned {
             read.start_over();
-        } else if no_bulk || read.plan.bulk().is_none() {
+        } else if no_bulk || !read.plan.has_bulk() {
             read.phase = read.exact();
         }
         read
@@ -158,6 +185,17 @@ impl Read {
 
     fn exact(&self) -> Phase {
         Phase::Exact(Fetch::new(self.plan.often().cloned().collect(), GET_WIDTH, false))
+    }
+
+    /// The next question, prepared where it was asked before; `None` when the read has finished.
+    pub fn poll_question(&mut self) -> Option<Question> {
+        if matches!(self.phase, Phase::Often)
+            && let Some(prepared) = self.plan.prepared()
+        {
+            self.asked += 1;
+            return Some(Question::Prepared(prepared));
+        }
+        self.poll_request().map(Question::Plain)
     }
 
     /// The next question; `None` when the read has finished.
@@ -194,6 +232,24 @@ impl Read {
         }
     }
 
+    /// Takes the answer to the last question, which was prepared, where it is just what that expects.
+    pub fn handle_expected(&mut self, answer: Expected) {
+        if !matches!(self.phase, Phase::Often) {
+            return self.handle_response(&answer.decode());
+        }
+        self.heard = true;
+        let (due, watched) = (self.plan.is_watching(), self.plan.watched_places());
+        self.same_alerts = self.plan.see_watched(&answer);
+        let patched = self.plan.patch_expected(&answer);
+        self.phase = self.settle(patched, due, false);
+        if matches!(self.phase, Phase::Done) {
+            self.undecoded = Some((answer, watched));
+        } else if self.planned {
+            // What is asked further adds to it.
+            take_all(&mut self.answers, &answer, &watched);
+        }
+    }
+
     /// What is known now.
     pub fn finish(mut self) -> Finished {
         if !matches!(self.phase, Phase::Done) {
@@ -203,13 +259,8 @@ impl Read {
             let subject = self.plan.subject();
             let mut reading = self.patched.map(|reading| *reading);
             reading.iter_mut().for_each(|reading| self.plan.alert(reading));
-            return Finished {
-                reading,
-                plan: self.plan,
-                complete: self.complete,
-                subject,
-                fresh: self.answers,
-            };
+            let fresh = Fresh { answers: self.answers, undecoded: self.undecoded };
+            return Finished { reading, plan: self.plan, complete: self.complete, subject, fresh };
         }
         let own = standard::own_device(&self.answers);
         let subject = match own {
@@ -230,7 +281,8 @@ impl Read {
             Some(_) | None => self.plan,
         };
         plan.no_bulk = self.bulk_is_empty && self.via != Via::SnmpV1;
-        Finished { reading, plan, complete: self.complete, subject, fresh: self.answers }
+        let fresh = Fresh { answers: self.answers, undecoded: None };
+        Finished { reading, plan, complete: self.complete, subject, fresh }
     }
 
     fn start_over(&mut self) {
@@ -336,13 +388,19 @@ impl Read {
         let often = self.plan.often().count();
         self.answers = Answers::with_room(often, self.answers.profiles().clone());
         response.varbinds.into_iter().take(often).for_each(|varbind| self.answers.put(varbind));
-        self.phase = self.settle(false);
+        self.phase = self.patch(false);
     }
 
     /// Makes the reading of what a planned read brought; `thorough`: of all that it can ask for.
-    fn settle(&mut self, thorough: bool) -> Phase {
+    fn patch(&mut self, thorough: bool) -> Phase {
         let due = self.plan.is_watching();
-        match self.plan.patch(&self.answers, thorough) {
+        let patched = self.plan.patch(&self.answers, thorough);
+        self.settle(patched, due, thorough)
+    }
+
+    /// What is to be done after patching; `due`: the alerts were to be looked at.
+    fn settle(&mut self, patched: Patched, due: bool, thorough: bool) -> Phase {
+        match patched {
             Patched::Reading(reading) => {
                 let ails = !reading.conditions.is_empty() || reading.status == Some(Status::Stopped);
                 self.patched = Some(reading);
@@ -392,8 +450,8 @@ impl Read {
 
     fn advance(&mut self) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Exact(_) => self.settle(false),
-            Phase::Thorough(_) => self.settle(true),
+            Phase::Exact(_) => self.patch(false),
+            Phase::Thorough(_) => self.patch(true),
             Phase::Who(_) if judge_answers(&self.answers) != Verdict::Printer => Phase::Done,
             Phase::Who(_) if self.no_bulk && has_printer_mib(&self.answers) => {
                 let columns = supply::COLUMNS.iter().chain([&mib::CONSOLE_TEXT]);

@@ -172,7 +172,7 @@ fn compare_supply(wanted: &Json, found: &Supply, tally: &mut Tally) {
     tally.compare(&field("max"), number("max"), found.max.map(|n| n.to_string()));
     // A part number or a foreign word tells more than the rows expect: only a contradiction is wrong.
     if wanted.get("color").is_some() {
-        tally.compare(&field("color"), text(wanted, "color"), found.color.clone());
+        tally.compare(&field("color"), text(wanted, "color"), found.color.clone().map(String::from));
     }
     let state = match wanted["level"].as_i64() {
         Some(-1) => Some(SupplyState::Unlimited),

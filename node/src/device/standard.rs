@@ -64,7 +64,7 @@ fn read_facts(answers: &Answers, families: &[Arc<Family>], reading: &mut Reading
         scalar_text(answers, mib::SYS_NAME).or_else(|| field(answers, families, |family| &family.name));
     let firmware = field(answers, families, |family| &family.firmware)
         .or_else(|| brand::sys_descr(answers).and_then(firmware_in));
-    reading.facts = Facts {
+    *reading.facts = Facts {
         vendor: keep(sources, "vendor", vendor),
         model: keep(sources, "model", model),
         serial: keep(sources, "serial", serial),

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use quire_proto::oid::Oid;
 use quire_proto::reading::{Supply, SupplyKind, SupplyState, percent};
+use quire_proto::shared::Text;
 
 use super::answers::{Answers, number, octets};
 use super::{mib, text};
@@ -116,17 +117,17 @@ fn read_row(answers: &Answers, charset: Option<i64>, row: &[u32]) -> Found {
     let known = level.and_then(|n| u64::try_from(n).ok());
     let percent = percent_of(known, max, unit == Some(PERCENT));
     let colorant = integer(mib::SUPPLY_COLORANT).and_then(|n| colorant(answers, row, n));
-    let color = color_word(&name).map(str::to_owned).or(colorant);
+    let color = color_word(&name).map(Text::from).or(colorant.map(Text::from));
     let supply = Supply {
         index: row.last().copied().unwrap_or(0),
         kind: kind(integer(mib::SUPPLY_TYPE), class, unit, &name),
         color,
         level: known,
         max,
-        unit: unit.and_then(unit_word).map(str::to_owned),
+        unit: unit.and_then(unit_word).map(Text::from),
         percent,
         state: state(level, percent),
-        name,
+        name: name.into(),
     };
     let level_from = known.map(|_| mib::oid(mib::SUPPLY_LEVEL).child(row).to_string());
     Found { supply, level_from, name_from: name_oid.to_string() }

@@ -13,7 +13,7 @@ use super::value::Request;
 pub(crate) const INTEGER: u8 = 0x02;
 pub(crate) const OCTET_STRING: u8 = 0x04;
 const NULL: u8 = 0x05;
-const OBJECT_IDENTIFIER: u8 = 0x06;
+pub(crate) const OBJECT_IDENTIFIER: u8 = 0x06;
 pub(crate) const SEQUENCE: u8 = 0x30;
 
 /// GetRequest-PDU (RFC 3416 section 3).
@@ -125,7 +125,7 @@ pub(crate) fn oid(contents: &[u8]) -> Option<Oid> {
 }
 
 /// A finished PDU whose request-id may be patched.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pdu {
     octets: Box<[u8]>,
     /// Where the four octets of the request-id begin.

@@ -17,9 +17,9 @@ use super::pace::{Ceiling, Random};
 use super::peers::Peers;
 use super::stats::Counters;
 use super::sweep::{Ask, Run};
-use super::table::{MOST_RETRIES, Table, Work};
+use super::table::{Keyed, MOST_RETRIES, Table, Work};
 use super::wheel::{Alarm, Wheel};
-use super::{Answer, Credential, Failure, Options, Patience, Request, Sweep, SweepEvent};
+use super::{Answer, Credential, Failure, Options, Patience, Question, Sweep, SweepEvent};
 
 /// Requests that may wait for one peer: a device answers tens a second, so that is about a second's worth.
 const QUEUE: usize = 32;
@@ -47,8 +47,8 @@ pub(crate) struct Core {
     pub(super) table: Table,
     pub(super) peers: Peers,
     /// The slot whose turn it is at a peer; the others of that peer wait.
-    pub(super) turns: HashMap<SocketAddr, u32>,
-    pub(super) waiting: HashMap<SocketAddr, VecDeque<u32>>,
+    pub(super) turns: HashMap<SocketAddr, u32, Keyed>,
+    pub(super) waiting: HashMap<SocketAddr, VecDeque<u32>, Keyed>,
     /// Slots of requests to be sent now, with the id that they had; those of sweeps wait in their `Run`.
     pub(super) requests: VecDeque<Alarm>,
     pub(super) sweeps: BTreeMap<u32, Run>,
@@ -74,8 +74,8 @@ impl Core {
             wheel: Wheel::new(),
             table: Table::default(),
             peers: Peers::default(),
-            turns: HashMap::new(),
-            waiting: HashMap::new(),
+            turns: HashMap::default(),
+            waiting: HashMap::default(),
             requests: VecDeque::new(),
             sweeps: BTreeMap::new(),
             next_sweep: 0,
@@ -99,7 +99,7 @@ impl Core {
         ticket: u64,
         peer: SocketAddr,
         credential: Arc<Credential>,
-        request: &Request,
+        question: &Question,
         patience: Patience,
     ) {
         let queued = self.waiting.get(&peer).map_or(0, VecDeque::len);
@@ -107,8 +107,12 @@ impl Core {
             self.events.push_back((ticket, Err(Failure::Busy)));
             return;
         }
+        if let (Credential::V1(_), Question::Prepared(_)) = (&*credential, question) {
+            self.events.push_back((ticket, Err(Failure::Malformed)));
+            return;
+        }
         self.asked += 1;
-        let exchange = Exchange::new(Owner::Ticket(ticket), credential, request, patience);
+        let exchange = Exchange::new(Owner::Ticket(ticket), credential, question, patience);
         self.enter(peer, Work::Exchange(Box::new(exchange)));
     }
 
@@ -221,8 +225,9 @@ impl Core {
     /// Takes in the passing of time.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let now = self.micros(now);
-        while let Some(alarms) = self.wheel.due(now) {
-            for alarm in alarms {
+        let mut alarms = Vec::new();
+        while self.wheel.due(now, &mut alarms) {
+            for alarm in alarms.drain(..) {
                 if !self.table.is_current(alarm.slot, alarm.id) {
                     continue;
                 }
@@ -383,7 +388,12 @@ impl Core {
         now: u64,
     ) {
         let rtt = self.measure(index, transmission, now);
-        let Ok((response, undecodable)) = pdu.response() else {
+        let expected = match &self.table.slot(index).work {
+            Work::Exchange(exchange) => exchange.expected(pdu),
+            Work::Probe { .. } | Work::Vacant => None,
+        };
+        let decoded = if expected.is_some() { Ok(Default::default()) } else { pdu.response() };
+        let Ok((response, undecodable)) = decoded else {
             self.counters.malformed.add(1);
             if let Work::Exchange(_) = self.table.slot(index).work {
                 self.fail(index, Failure::Malformed, now);
@@ -398,7 +408,7 @@ impl Core {
             }
             Credential::V1(_) | Credential::V2c(_) => None,
         };
-        let answer = Answer { response, rtt: Duration::from_micros(rtt), from, engine_id };
+        let answer = Answer { response, expected, rtt: Duration::from_micros(rtt), from, engine_id };
         let sweep = match self.leave(index) {
             Work::Vacant => return,
             Work::Probe { sweep, .. } => sweep,

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::snmp::Request;
 use crate::snmp::credential::{AuthProtocol, PrivProtocol, V3};
 use crate::snmp::sim::{Authority, Device, Speaks, Weather, World, community_message, pdu, varbind};
 use crate::snmp::{Oid, Value};
@@ -24,8 +25,8 @@ fn oids() -> Vec<Oid> {
     vec!["1.3.6.1.2.1.1.1.0".parse().unwrap()]
 }
 
-fn get() -> Request {
-    Request::Get(oids())
+fn get() -> Question {
+    Request::Get(oids()).into()
 }
 
 fn public() -> Arc<Credential> {

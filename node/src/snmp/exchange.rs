@@ -18,10 +18,11 @@ use super::credential::User;
 use super::engine::Core;
 use super::message::{self, Answered, Sealed, Security};
 use super::peers::Engine;
+use super::prepared::{Expected, Prepared};
 use super::sweep::Ask;
 use super::table::Work;
 use super::usm::Keys;
-use super::value::Request;
+use super::value::Question;
 use super::{Credential, Failure, Patience, SweepEvent};
 
 /// Times that a device may correct our notion of its time or engineID within one request.
@@ -31,7 +32,7 @@ const CORRECTIONS: u8 = 2;
 pub(crate) struct Exchange {
     pub(crate) owner: Owner,
     pub(crate) credential: Arc<Credential>,
-    pdu: Arc<Pdu>,
+    question: Asked,
     pub(crate) patience: Patience,
     phase: Phase,
     corrections: u8,
@@ -39,6 +40,23 @@ pub(crate) struct Exchange {
     hint: (u32, u32),
     /// The authentication password was proven right within this exchange.
     synchronised: bool,
+}
+
+/// What is asked, encoded.
+#[derive(Clone)]
+enum Asked {
+    /// For this exchange, or for all of a sweep.
+    Once(Arc<Pdu>),
+    Prepared(Arc<Prepared>),
+}
+
+impl Asked {
+    fn pdu(&self) -> &Pdu {
+        match self {
+            Asked::Once(pdu) => pdu,
+            Asked::Prepared(prepared) => &prepared.pdu,
+        }
+    }
 }
 
 /// Who waits for it.
@@ -97,18 +115,30 @@ impl Exchange {
     pub(crate) fn new(
         owner: Owner,
         credential: Arc<Credential>,
-        request: &Request,
+        question: &Question,
         patience: Patience,
     ) -> Exchange {
-        let pdu = Pdu::new(request, matches!(*credential, Credential::V1(_)));
-        Exchange::with(owner, credential, Arc::new(pdu), patience)
+        let v1 = matches!(*credential, Credential::V1(_));
+        let asked = match question {
+            Question::Plain(request) => Asked::Once(Arc::new(Pdu::new(request, v1))),
+            Question::Prepared(prepared) => Asked::Prepared(prepared.clone()),
+        };
+        Exchange::with(owner, credential, asked, patience)
     }
 
-    fn with(owner: Owner, credential: Arc<Credential>, pdu: Arc<Pdu>, patience: Patience) -> Exchange {
+    /// The answer, where it is just what a prepared question expects.
+    pub(super) fn expected(&self, pdu: &Answered<'_>) -> Option<Expected> {
+        match &self.question {
+            Asked::Once(_) => None,
+            Asked::Prepared(prepared) => pdu.expected(prepared),
+        }
+    }
+
+    fn with(owner: Owner, credential: Arc<Credential>, question: Asked, patience: Patience) -> Exchange {
         Exchange {
             owner,
             credential,
-            pdu,
+            question,
             patience,
             phase: Phase::Question,
             corrections: 0,
@@ -188,7 +218,7 @@ impl Core {
         let user = match &*exchange.credential {
             Credential::V1(community) | Credential::V2c(community) => {
                 let v1 = matches!(*exchange.credential, Credential::V1(_));
-                message::write_community(out, v1, community.octets(), &exchange.pdu, id);
+                message::write_community(out, v1, community.octets(), exchange.question.pdu(), id);
                 return;
             }
             Credential::V3(user) => user,
@@ -214,7 +244,7 @@ impl Core {
             salt: self.salt,
         };
         if question {
-            message::write_v3(out, &security, &exchange.pdu, id);
+            message::write_v3(out, &security, exchange.question.pdu(), id);
         } else {
             message::write_v3(out, &security, &Pdu::empty(), id);
         }
@@ -289,7 +319,7 @@ impl Core {
         };
         if let Some(credential) = run.users.get(usize::from(next)) {
             let owner = Owner::Sweep { sweep, next: next + 1 };
-            let mut exchange = Exchange::with(owner, credential.clone(), run.pdu.clone(), Patience::Once);
+            let mut exchange = Exchange::with(owner, credential.clone(), Asked::Once(run.pdu.clone()), Patience::Once);
             exchange.hint = hint;
             slot.work = Work::Exchange(Box::new(exchange));
             self.choose_phase(index);

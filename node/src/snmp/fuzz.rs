@@ -14,7 +14,8 @@ use super::engine::{Core, Icmp};
 use super::message::{self, Answered, Opened, Security};
 use super::stats::Counters;
 use super::usm::Keys;
-use super::value::{Request, Value};
+use super::prepared::Prepared;
+use super::value::{Question, Request, Value};
 use super::{Options, Patience, Sweep, SweepEvent};
 use crate::dice::Dice;
 
@@ -145,7 +146,7 @@ pub(crate) fn datagram(varbinds: &[(Oid, u8, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
-fn bindings(varbinds: &[(Oid, u8, Vec<u8>)]) -> Vec<u8> {
+pub(super) fn bindings(varbinds: &[(Oid, u8, Vec<u8>)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (oid, tag, contents) in varbinds {
         ber::element(&mut out, ber::SEQUENCE, |out| {
@@ -258,7 +259,7 @@ impl Table {
         };
         self.tickets += 1;
         self.open.insert(self.tickets);
-        self.core.ask(self.tickets, peer(dice.below(8)), credential, &request, patience);
+        self.core.ask(self.tickets, peer(dice.below(8)), credential, &question(request, dice), patience);
     }
 
     fn sweep(&mut self, dice: &mut Dice<'_>) {
@@ -384,4 +385,20 @@ fn numbers(packet: &[u8]) -> Option<(u32, u32)> {
         AsnReader::from_bytes(message.read_raw(tag).ok()?).read_asn_integer().ok()?
     };
     Some((version, u32::try_from(id).ok()?))
+}
+
+/// The request as it is, or prepared for its own names or any.
+fn question(request: Request, dice: &mut Dice<'_>) -> Question {
+    let (Request::Get(oids) | Request::GetNext(oids) | Request::GetBulk { oids, .. }) = &request;
+    match dice.octet() % 3 {
+        0 => Question::Plain(request),
+        1 => {
+            let names: Vec<_> = oids.iter().cloned().map(Some).collect();
+            Question::Prepared(Arc::new(Prepared::new(&request, names.into_iter())))
+        }
+        _ => {
+            let names: Vec<_> = oids.iter().map(|_| None).collect();
+            Question::Prepared(Arc::new(Prepared::new(&request, names.into_iter())))
+        }
+    }
 }

@@ -12,6 +12,7 @@ use snmp2::AsnReader;
 
 use super::ber::{self, Pdu};
 use super::credential::Credential;
+use super::prepared::{Expected, Prepared};
 use super::usm::{Keys, LONGEST_ENGINE_ID};
 use super::value::{Response, Value, VarBind};
 
@@ -270,30 +271,39 @@ fn answered<'a>(message: &mut AsnReader<'a>) -> Result<Answered<'a>, Malformed> 
     })
 }
 
+/// Decodes variable bindings, all or none; their strings share one copy. A value of a type that SNMP does not have, or that
+/// is broken inside sound framing, becomes NULL and is counted in the second result; the others are still good.
+pub(super) fn varbinds(contents: &[u8]) -> Result<(Vec<VarBind>, u32), Malformed> {
+    let owner = &Bytes::copy_from_slice(contents);
+    let mut reader = AsnReader::from_bytes(owner);
+    // The shortest binding that devices send has some 16 octets.
+    let mut varbinds = Vec::with_capacity(owner.len() / 16);
+    let mut undecodable = 0;
+    while reader.bytes_left() > 0 {
+        let mut pair = AsnReader::from_bytes(reader.read_raw(ber::SEQUENCE)?);
+        let oid = ber::oid(pair.read_asn_objectidentifier()?.as_bytes()).ok_or(Malformed)?;
+        framed(pair.clone())?;
+        let value = pair.next().and_then(|value| convert(value, owner)).unwrap_or_else(|| {
+            undecodable += 1;
+            Value::Null
+        });
+        varbinds.push(VarBind { oid, value });
+    }
+    Ok((varbinds, undecodable))
+}
+
 impl Answered<'_> {
-    /// Decodes the variable bindings, all or none; their strings share one copy. A value of a type that SNMP does
-    /// not have, or that is broken inside sound framing, becomes NULL and is counted in the second result; the
-    /// others are still good.
+    /// Decodes the answer; the second result is that of [`varbinds`].
     pub(crate) fn response(&self) -> Result<(Response, u32), Malformed> {
-        let owner = &Bytes::copy_from_slice(self.varbinds);
-        let mut reader = AsnReader::from_bytes(owner);
-        // The shortest binding that devices send has some 16 octets.
-        let mut varbinds = Vec::with_capacity(owner.len() / 16);
-        let mut undecodable = 0;
-        while reader.bytes_left() > 0 {
-            let mut pair = AsnReader::from_bytes(reader.read_raw(ber::SEQUENCE)?);
-            let oid = ber::oid(pair.read_asn_objectidentifier()?.as_bytes()).ok_or(Malformed)?;
-            framed(pair.clone())?;
-            let value = pair.next().and_then(|value| convert(value, owner)).unwrap_or_else(|| {
-                undecodable += 1;
-                Value::Null
-            });
-            varbinds.push(VarBind { oid, value });
-        }
-        Ok((
-            Response { varbinds, error_status: self.error_status, error_index: self.error_index },
-            undecodable,
-        ))
+        let (varbinds, undecodable) = varbinds(self.varbinds)?;
+        let response = Response { varbinds, error_status: self.error_status, error_index: self.error_index };
+        Ok((response, undecodable))
+    }
+
+    /// The answer, where it is exactly what a prepared question expects.
+    pub(super) fn expected(&self, question: &Prepared) -> Option<Expected> {
+        let as_expected = self.error_status == 0 && question.is_answered_by(self.varbinds);
+        as_expected.then(|| Expected::of(self.varbinds))
     }
 
     /// The first OID of a Report: which usmStats counter was raised.

@@ -23,6 +23,7 @@ mod helper;
 mod message;
 mod pace;
 mod peers;
+mod prepared;
 mod shell;
 mod silence;
 mod socket;
@@ -52,9 +53,10 @@ pub use credential::{
     AuthProtocol, BadCredential, Community, Credential, JETDIRECT, KeyExtension, PrivProtocol,
     UnknownProtocol, User, V3,
 };
+pub use prepared::{Expected, Plain, Prepared, Seen};
 pub use shell::Snmp;
 pub use stats::Stats;
-pub use value::{Request, Response, Value, VarBind};
+pub use value::{Question, Request, Response, Value, VarBind};
 
 /// How an engine behaves.
 #[derive(Clone, Debug)]
@@ -109,8 +111,10 @@ pub enum Patience {
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// What it says. An `error_status` other than 0 (tooBig, noSuchName...) is an answer, too.
+    /// What it says. An `error_status` other than 0 (tooBig, noSuchName...) is an answer, too. Empty where `expected` is not.
     pub response: Response,
+    /// What it says, undecoded, where the question was prepared and this is just what it expects.
+    pub expected: Option<Expected>,
     /// From the transmission that it answers to its arrival.
     pub rtt: Duration,
     /// Where it came from; a device with several addresses may answer from another than it was asked at.

@@ -1,6 +1,11 @@
 //! How fast, how long: round-trip estimates, the packet ceiling, and the one source of chance.
 //! Times are microseconds since the engine began.
 
+/// What RFC 6298 section 2.3 has as the clock's granularity, microseconds: a device that gives 25 answers a second holds one
+/// back for 40 ms behind another, and this machine may be busy for as long. Without it the timeout of a steady line is its
+/// round trip, and nearly every answer that is a little late is asked for twice.
+const LEAST_MARGIN: u64 = 100_000;
+
 /// Round-trip estimate of one peer or one sweep (RFC 6298), in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rtt {
@@ -20,6 +25,13 @@ impl Rtt {
             self.variation = self.variation - self.variation / 4 + self.smoothed.abs_diff(sample) / 4;
             self.smoothed = self.smoothed - self.smoothed / 8 + sample / 8;
         }
+    }
+
+    /// How long a request waits that has the device to itself: beyond the smoothed round trip never less than
+    /// [`LEAST_MARGIN`].
+    pub(crate) fn patience(&self) -> Option<u64> {
+        let margin = (4 * u64::from(self.variation)).max(LEAST_MARGIN);
+        (self.smoothed > 0).then(|| u64::from(self.smoothed) + margin)
     }
 
     /// The retransmission timeout, once anything has been measured.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::credential::{Credential, User};
 use super::pace::Rtt;
+use super::table::Keyed;
 use super::usm::{Keys, TIME_WINDOW};
 
 /// The most peers remembered. At about 120 octets each, 450 with an SNMPv3 engine and keys, that is 15 to 60 MB
@@ -114,8 +115,8 @@ impl Engine {
 /// it becomes the old one, and the old one is forgotten.
 #[derive(Default)]
 pub(crate) struct Peers {
-    young: HashMap<SocketAddr, Known>,
-    old: HashMap<SocketAddr, Known>,
+    young: HashMap<SocketAddr, Known, Keyed>,
+    old: HashMap<SocketAddr, Known, Keyed>,
 }
 
 impl Peers {

@@ -2,6 +2,7 @@
 //! who asked. It decides nothing, and is the only file of this room that asks for the time.
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use super::engine::{Core, Icmp};
 use super::helper::Helper;
 use super::socket::{Batch, Sockets};
 use super::stats::Counters;
-use super::{Answer, Credential, Failure, Options, Patience, Request, Stats, Sweep, SweepEvent};
+use super::table::AsIs;
+use super::{Answer, Credential, Failure, Options, Patience, Question, Stats, Sweep, SweepEvent};
 
 /// Commands that may wait for the engine: it takes them all at every turn, so a turn's worth. Beyond, `ask` waits.
 const COMMANDS: usize = 1024;
@@ -34,7 +36,7 @@ enum Command {
     Ask {
         peer: SocketAddr,
         credential: Arc<Credential>,
-        request: Request,
+        question: Question,
         patience: Patience,
         reply: oneshot::Sender<Result<Answer, Failure>>,
     },
@@ -63,7 +65,7 @@ impl Snmp {
             counters: counters.clone(),
             sockets,
             commands: receiver,
-            asked: HashMap::new(),
+            asked: HashMap::default(),
             tickets: 0,
             sweeps: Vec::new(),
             batch: Batch::default(),
@@ -73,18 +75,32 @@ impl Snmp {
         Ok(Snmp { commands, counters })
     }
 
-    /// Asks one peer one thing.
-    pub async fn ask(
+    /// Asks one peer one thing; the question is handed over at once. What waits for the answer is small, because there may be
+    /// very many that wait.
+    pub fn ask<Q: Into<Question>>(
         &self,
         peer: SocketAddr,
         credential: &Arc<Credential>,
-        request: Request,
+        question: Q,
         patience: Patience,
-    ) -> Result<Answer, Failure> {
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<Q> {
         let (reply, result) = oneshot::channel();
-        let command = Command::Ask { peer, credential: credential.clone(), request, patience, reply };
-        self.commands.send(command).await.map_err(|_| Failure::Closed)?;
-        result.await.map_err(|_| Failure::Closed)?
+        let question = question.into();
+        let command = Command::Ask { peer, credential: credential.clone(), question, patience, reply };
+        let behind = match self.commands.try_send(command) {
+            // A closed engine lets go of the question, and with it of the reply.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => None,
+            Err(mpsc::error::TrySendError::Full(command)) => {
+                let commands = self.commands.clone();
+                Some(Box::pin(async move { commands.send(command).await.is_ok() }))
+            }
+        };
+        async move {
+            if let Some(behind) = behind {
+                behind.await;
+            }
+            result.await.map_err(|_| Failure::Closed)?
+        }
     }
 
     /// Asks very many addresses the same. Dropping the receiver ends the sweep; not reading it holds it up.
@@ -136,7 +152,7 @@ struct Shell {
     sockets: Sockets,
     commands: mpsc::Receiver<Command>,
     /// Who waits for which ticket: as many as the core has slots for requests.
-    asked: HashMap<u64, oneshot::Sender<Result<Answer, Failure>>>,
+    asked: HashMap<u64, oneshot::Sender<Result<Answer, Failure>>, BuildHasherDefault<AsIs>>,
     tickets: u64,
     sweeps: Vec<(u32, mpsc::Sender<SweepEvent>)>,
     /// Packets that the core has given and the kernel not taken yet.
@@ -198,10 +214,10 @@ impl Shell {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Ask { peer, credential, request, patience, reply } => {
+            Command::Ask { peer, credential, question, patience, reply } => {
                 self.tickets += 1;
                 self.asked.insert(self.tickets, reply);
-                self.core.ask(self.tickets, peer, credential, &request, patience);
+                self.core.ask(self.tickets, peer, credential, &question, patience);
             }
             Command::Sweep(sweep, users, events) => {
                 let id = match users {

@@ -60,7 +60,7 @@ impl Core {
             }
             Work::Exchange(exchange) => {
                 let patient = exchange.patience == Patience::Patient;
-                (self.peers.get(peer).and_then(|known| known.rtt.timeout()), patient)
+                (self.peers.get(peer).and_then(|known| known.rtt.patience()), patient)
             }
             Work::Vacant => return 0,
         };

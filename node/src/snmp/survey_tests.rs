@@ -82,7 +82,7 @@ fn a_survey_finds_engines_and_tries_nobody() {
         }
     }
     // One who was agreed upon tries, once, and is let in.
-    let question = Request::Get(vec!["1.3.6.1.2.1.1.1.0".parse().unwrap()]);
+    let question = Request::Get(vec!["1.3.6.1.2.1.1.1.0".parse().unwrap()]).into();
     world.core.ask(1, peer(1), user(), &question, Patience::Once);
     assert!(world.result().1.is_ok());
 }
@@ -91,7 +91,7 @@ fn a_survey_finds_engines_and_tries_nobody() {
 fn nothing_is_sent_to_the_excluded_whatever_was_begun() {
     let mut world = world(3);
     let sweep = world.core.sweep(sweep_of(100, vec![public(), user()]));
-    let question = Request::Get(vec!["1.3.6.1.2.1.1.1.0".parse().unwrap()]);
+    let question = Request::Get(vec!["1.3.6.1.2.1.1.1.0".parse().unwrap()]).into();
     // Nobody lives there: it would be asked again and again.
     world.core.ask(1, peer(150), public(), &question, Patience::Patient);
     world.step(Duration::from_millis(10));

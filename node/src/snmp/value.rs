@@ -3,9 +3,12 @@
 //! Architecture Invariant: there is no way to say SET in these types.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quire_proto::oid::Oid;
+
+use super::prepared::Prepared;
 
 /// A value (RFC 3416 section 3), the three exceptions of v2c included.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +68,23 @@ pub enum Request {
     },
 }
 
+/// A question in either of its forms.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// To be encoded.
+    Plain(Request),
+    /// Encoded already; never for SNMPv1, where it ends as [`Failure::Malformed`](super::Failure), because that has no GETBULK.
+    Prepared(Arc<Prepared>),
+}
+
+impl From<Request> for Question {
+    fn from(request: Request) -> Self {
+        Question::Plain(request)
+    }
+}
+
 /// The answer to a [`Request`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Response {
     /// In the order of the request; may be fewer than asked.
     pub varbinds: Vec<VarBind>,

@@ -35,19 +35,21 @@ impl Wheel {
         self.occupied[place / 64] |= 1 << (place % 64);
     }
 
-    /// Takes out the alarms of the next tick that has some and is not later than `now`.
-    pub(crate) fn due(&mut self, now: u64) -> Option<Vec<Alarm>> {
+    /// Swaps the alarms of the next tick that has some and is not later than `now` with `alarms`, which is empty and whose
+    /// room is used again; false where there is none.
+    pub(crate) fn due(&mut self, now: u64, alarms: &mut Vec<Alarm>) -> bool {
         let last = now >> TICK;
         match self.first() {
             Some(tick) if tick <= last => {
                 let place = tick as usize % TICKS;
                 self.next = tick + 1;
                 self.occupied[place / 64] &= !(1 << (place % 64));
-                Some(std::mem::take(&mut self.ticks[place]))
+                std::mem::swap(&mut self.ticks[place], alarms);
+                true
             }
             _ => {
                 self.next = self.next.max(last + 1);
-                None
+                false
             }
         }
     }
@@ -89,8 +91,11 @@ mod tests {
         wheel.set(60_000_000, alarm);
         let at = wheel.next().unwrap();
         assert!(at < 60_000_000);
-        assert_eq!(wheel.due(at), Some(vec![alarm]));
-        assert_eq!(wheel.due(at), None);
+        let mut due = Vec::new();
+        assert!(wheel.due(at, &mut due));
+        assert_eq!(due, [alarm]);
+        due.clear();
+        assert!(!wheel.due(at, &mut due));
         wheel.set(60_000_000, alarm);
         assert!(wheel.next().unwrap() > at);
     }
@@ -107,8 +112,9 @@ mod tests {
             let mut now = 0;
             while let Some(at) = wheel.next() {
                 prop_assert!(now <= 8_200_000);
-                while let Some(alarms) = wheel.due(now) {
-                    for alarm in alarms {
+                let mut alarms = Vec::new();
+                while wheel.due(now, &mut alarms) {
+                    for alarm in alarms.drain(..) {
                         prop_assert_eq!(woken[alarm.slot as usize].replace(now), None);
                     }
                 }

@@ -63,7 +63,7 @@ pub fn rows(lab: &Lab) -> Result<Vec<Row>> {
                 .against(format!("{:.2} times the bytes", first.0 / walk.0))
         }
     });
-    rows.push(match Exporter::start(lab, &far.seen()?.widest)? {
+    rows.push(match Exporter::start(lab, &far.seen()?.usual.brought)? {
         None => Row::absent("bytes, repeated read", "prometheus-snmp-exporter", "not installed"),
         Some(exporter) => {
             let scrape = moved(&far, DEVICES, || exporter.read(lab, &far, DEVICES, "printer").map(drop))?;

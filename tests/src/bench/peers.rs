@@ -7,6 +7,7 @@ use crate::ber::{self, V2C, pdu};
 use crate::cluster::Programs;
 use crate::lab::{Far, Lab};
 use crate::process::{Process, run, wait};
+use crate::responder::Usual;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -151,6 +152,38 @@ pub fn libsnmp(lab: &Lab) -> Result<Option<PathBuf>> {
     Ok(Some(program))
 }
 
+/// How a peer asks for the same objects.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// How many objects the answer brings.
+    pub objects: usize,
+    /// The names in the question.
+    pub names: Vec<String>,
+    /// non-repeaters and max-repetitions of a GETBULK; `None` for a GET.
+    pub repeats: Option<(i64, i64)>,
+}
+
+impl Ask {
+    /// As peers do: one GET of the very objects that Quire's usual question brings.
+    #[must_use]
+    pub fn get(usual: &Usual) -> Ask {
+        Ask { objects: usual.brought.len(), names: usual.brought.clone(), repeats: None }
+    }
+
+    /// Quire's own question.
+    #[must_use]
+    pub fn same(usual: &Usual) -> Ask {
+        let (objects, names) = (usual.brought.len(), usual.names.clone());
+        Ask { objects, names, repeats: usual.bulk.then_some(usual.repeats) }
+    }
+
+    /// For the table.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        if self.repeats.is_some() { "quire's own GETBULK" } else { "GET" }
+    }
+}
+
 /// Reads with it, `sync` or `async`.
 ///
 /// # Errors
@@ -160,10 +193,12 @@ pub fn libsnmp_reads(
     program: &Path,
     far: &Far,
     (how, devices, rounds): (&str, u32, u32),
-    oids: &[String],
+    ask: &Ask,
 ) -> Result<Value> {
-    let mut args = words(&format!("{how} {} {devices} {} {rounds}", far.spec.address(0), far.spec.port));
-    args.extend_from_slice(oids);
+    let (once, most) = ask.repeats.unwrap_or_default();
+    let (first, port, objects) = (far.spec.address(0), far.spec.port, ask.objects);
+    let mut args = words(&format!("{how} {first} {devices} {port} {rounds} {objects} {once} {most}"));
+    args.extend_from_slice(&ask.names);
     let value = report(lab, program, &args)?;
     ensure!(number(&value, "reads")? > 0.0, "nothing was read: {value}");
     Ok(value)

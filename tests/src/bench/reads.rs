@@ -1,20 +1,20 @@
 //! Reading the same objects of many devices: CPU seconds a read, beside a C program with net-snmp's library, the
-//! sessions of the crate snmp2 and a Prometheus exporter. What is asked is what Quire's own repeated read asks, by the
-//! devices' word.
+//! sessions of the crate snmp2 and a Prometheus exporter. The peers ask for the very objects that Quire's usual repeated
+//! read brings, by the devices' word: once by GET, as they would, and once by Quire's own GETBULK.
 
-use super::peers::{self, Exporter};
+use super::peers::{self, Ask, Exporter};
 use super::{Row, goal, grouped, number};
 use crate::lab::{Far, Lab};
 use crate::responder::Spec;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 const WHAT: &str = "read again";
 /// Devices of the comparison, each read [`ROUNDS`] times.
 const DEVICES: u32 = 1_000;
 const ROUNDS: u32 = 20;
-/// Supplies that make the repeated read about 25 objects.
-const SUPPLIES: usize = 14;
+/// Supplies that make the repeated read 25 objects.
+const SUPPLIES: usize = 21;
 /// In flight at once, over a bad line.
 const FLIGHT: u32 = 50_000;
 
@@ -89,8 +89,9 @@ pub fn rows(lab: &Lab) -> Result<Vec<Row>> {
     let far = lab.respond(dense(DEVICES, SUPPLIES))?;
     let report = quire(lab, &far, DEVICES, ROUNDS)?;
     let ours = Cost::of(&report["repeat"])?;
-    let oids = far.seen()?.widest;
-    let on = format!("{} objects of {DEVICES} devices {ROUNDS} times, no delay", oids.len());
+    let usual = far.seen()?.usual;
+    let (asks, brought) = ([Ask::get(&usual), Ask::same(&usual)], usual.brought);
+    let on = format!("{} objects of {DEVICES} devices {ROUNDS} times, no delay", brought.len());
     let core = goal(1e6 / ours.micros, true, 60_000.0, " a core second");
     let first = Cost::of(&report["first"])?;
     let mut rows = vec![
@@ -102,32 +103,43 @@ pub fn rows(lab: &Lab) -> Result<Vec<Row>> {
             &format!("{DEVICES} devices, no delay, all in flight"),
         ),
     ];
-    rows.extend(library(lab, &far, &oids, &ours, &on)?);
-    let more = |oid: &String| ["--oid".to_owned(), oid.clone()];
-    let mut args = [rounds(ROUNDS), vec!["--with".to_owned(), "snmp2".to_owned()]].concat();
-    args.extend(oids.iter().flat_map(more));
-    let theirs = Cost::of(&peers::reader(lab, &far, DEVICES, &args)?)?;
-    let ratio = ours.micros / theirs.micros;
-    rows.push(
-        Row::new(WHAT, "snmp2, a session a device", theirs.say(), &format!("{on}, one after another"))
-            .against(format!("{ratio:.2} times the CPU; {}", goal(ratio, false, 0.333, " times"))),
-    );
-    rows.push(exporter(lab, &far, &oids, &ours, &on)?);
+    for ask in &asks {
+        rows.extend(library(lab, &far, ask, &ours, &on)?);
+        rows.push(sessions(lab, &far, ask, &ours, &on)?);
+    }
+    rows.push(exporter(lab, &far, &brought, &ours, &on)?);
     drop(far);
     rows.extend(over_a_bad_line(lab, &ours)?);
+    rows.extend(memory(lab)?);
     Ok(rows)
 }
 
-fn library(lab: &Lab, far: &Far, oids: &[String], ours: &Cost, on: &str) -> Result<Vec<Row>> {
+/// The crate snmp2's own sessions.
+fn sessions(lab: &Lab, far: &Far, ask: &Ask, ours: &Cost, on: &str) -> Result<Row> {
+    let (once, repetitions) = ask.repeats.unwrap_or_default();
+    let numbers = [("--objects", ask.objects as i64), ("--once", once), ("--repetitions", repetitions)];
+    let numbers = numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]);
+    let names = ask.names.iter().flat_map(|oid| ["--oid".to_owned(), oid.clone()]);
+    let with = ["--with", "snmp2"].map(str::to_owned);
+    let args: Vec<String> = rounds(ROUNDS).into_iter().chain(with).chain(numbers).chain(names).collect();
+    let theirs = Cost::of(&peers::reader(lab, far, DEVICES, &args)?)?;
+    let ratio = ours.micros / theirs.micros;
+    let manner = format!("{on}, by {}, one after another", ask.word());
+    Ok(Row::new(WHAT, "snmp2, a session a device", theirs.say(), &manner)
+        .against(format!("{ratio:.2} times the CPU; {}", goal(ratio, false, 0.333, " times"))))
+}
+
+fn library(lab: &Lab, far: &Far, ask: &Ask, ours: &Cost, on: &str) -> Result<Vec<Row>> {
     let who = |how: &str| format!("net-snmp's library, {how}");
     let Some(program) = peers::libsnmp(lab)? else {
         return Ok(vec![Row::absent(WHAT, &who("C"), "not installed (libsnmp-dev, cc)")]);
     };
     let mut rows = Vec::new();
     for (how, manner) in [("sync", "one after another"), ("async", "all in flight")] {
-        let theirs = Cost::of(&peers::libsnmp_reads(lab, &program, far, (how, DEVICES, ROUNDS), oids)?)?;
+        let theirs = Cost::of(&peers::libsnmp_reads(lab, &program, far, (how, DEVICES, ROUNDS), ask)?)?;
         let ratio = ours.micros / theirs.micros;
-        rows.push((ratio, Row::new(WHAT, &who(how), theirs.say(), &format!("{on}, {manner}"))));
+        let on = format!("{on}, by {}, {manner}", ask.word());
+        rows.push((ratio, Row::new(WHAT, &who(how), theirs.say(), &on)));
     }
     // The goal is against the cheaper of the two ways.
     let cheaper = rows.iter().map(|(ratio, _)| *ratio).fold(0.0, f64::max);
@@ -164,29 +176,51 @@ fn over_a_bad_line(lab: &Lab, near: &Cost) -> Result<Vec<Row>> {
     let on = "200 ms, 5 % loss each way, 25 answers/s a device, 50,000 reads in flight, 3 times";
     let seen = far.seen()?;
     ensure!(seen.sets == 0, "a device was sent a SET: {seen:?}");
-    let phase = |name: &str, key: &str| number(&report[name], key).context("a reader's report");
-    let size =
-        (phase("repeat", "memory_peak")? - phase("repeat", "memory_before")?) / f64::from(FLIGHT) * 1024.0;
-    let first =
-        (phase("first", "memory_peak")? - phase("first", "memory_before")?) / f64::from(FLIGHT) * 1024.0;
+    let each = |key: &str| Ok::<f64, anyhow::Error>(number(&report["repeat"], key)? / cost.reads);
+    let (sent, again) = (each("packets_sent")?, each("repeated")?);
+    let waited = format!("{} at most; {again:.3} repetitions a read in {sent:.2} packets sent", seen.in_flight_max);
     Ok(vec![
         Row::new("read again, bad line", "quire, into readings", cost.say(), on).against(format!(
             "{ratio:.2} times the CPU without delay; {}",
             goal(ratio, false, 1.3, " times")
         )),
-        Row::new("1 in flight a device", "quire", format!("{} at most", seen.in_flight_max), on),
+        Row::new("1 in flight a device", "quire", waited, on),
+    ])
+}
+
+/// Devices whose reads are outstanding at once, and how many of the first reads are.
+const OUTSTANDING: (u32, u32) = (10_000, 100);
+
+/// What an outstanding read takes, and what is kept between two. The first reads are made few at a time, so that they leave
+/// nothing behind in the allocator that the repeated ones could use unseen.
+fn memory(lab: &Lab) -> Result<Vec<Row>> {
+    let (devices, few) = OUTSTANDING;
+    let far = lab.respond(Spec { delay: 50, ..dense(devices, SUPPLIES) })?;
+    let run = |first: u32| {
+        let more = ["--first-flight".to_owned(), first.to_string()];
+        peers::reader(lab, &far, devices, &[rounds(1), more.to_vec()].concat())
+    };
+    let size = |report: &Value, phase: &str, key: &str| {
+        number(&report[phase], key).map(|kib| kib * 1024.0 / f64::from(devices))
+    };
+    let calm = run(few)?;
+    let kept = size(&calm, "repeat", "memory_before")? - size(&calm, "first", "memory_before")?;
+    let again = size(&calm, "repeat", "memory_peak")? - size(&calm, "repeat", "memory_before")?;
+    let full = run(devices)?;
+    let first = size(&full, "first", "memory_peak")? - size(&full, "first", "memory_before")? - kept;
+    let on = format!("{devices} at a time, 25 objects each, 50 ms, peak memory");
+    let row = |what: &str, value: f64, on: &str| {
+        Row::new(what, "quire", format!("{} bytes", grouped(value)), on)
+            .against(goal(value, false, 1024.0, " bytes"))
+    };
+    Ok(vec![
+        row("memory a repeated read in flight", again, &on),
+        row("memory a first read in flight", first, &format!("{on}; without what is kept")),
         Row::new(
-            "memory a read in flight",
+            "memory between two reads",
             "quire",
-            format!("{} bytes", grouped(first)),
-            "peak of 50,000 first reads at a time; what is kept for the next read is in it",
-        )
-        .against(goal(first, false, 1024.0, " bytes")),
-        Row::new(
-            "memory a repeated read",
-            "quire",
-            format!("{} bytes more", grouped(size)),
-            "beyond what the first reads had taken, and had freed before",
+            format!("{} bytes", grouped(kept)),
+            "what is kept of a device for its next read: the plan, round trips; a node keeps 2,048 plans",
         ),
     ])
 }

@@ -257,7 +257,7 @@ fn observation(device: u32, done: u32, segments: u32, epochs: &[u64]) -> Bytes {
     let IpNet::V4(net) = prefix(number) else { return Bytes::new() };
     let address = Ipv4Addr::from(u32::from(net.network()) + 1 + device / segments);
     let mut reading = Reading { via: vec![Via::SnmpV2c], ..Reading::default() };
-    reading.facts = Facts {
+    *reading.facts = Facts {
         vendor: Some("HP".to_owned()),
         model: Some("HP LaserJet M605".to_owned()),
         serial: Some(format!("SCALE{device:07}")),

@@ -51,12 +51,24 @@ struct Options {
     /// How many of them are read at once, where one process can read several.
     #[arg(long, default_value_t = 50_000)]
     flight: usize,
+    /// The same for the first reads [default: as many]
+    #[arg(long)]
+    first_flight: Option<usize>,
     /// How often each is read after the first time.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// What snmp2 asks; repeatable.
     #[arg(long)]
     oid: Vec<String>,
+    /// snmp2 asks by GETBULK, with so many repetitions; 0: by GET.
+    #[arg(long, default_value_t = 0)]
+    repetitions: u32,
+    /// Of a GETBULK, so many names that are asked once.
+    #[arg(long, default_value_t = 0)]
+    once: u32,
+    /// How many objects an answer to snmp2 must bring.
+    #[arg(long, default_value_t = 0)]
+    objects: usize,
     /// Where the exporter listens.
     #[arg(long, default_value = "127.0.0.1:9116")]
     exporter: SocketAddr,
@@ -119,12 +131,12 @@ impl Pass {
     }
 }
 
-async fn pass(options: &Options, snmp: &Snmp, plans: Vec<Option<ReadPlan>>) -> Result<Pass> {
+async fn pass(options: &Options, flight: usize, snmp: &Snmp, plans: Vec<Option<ReadPlan>>) -> Result<Pass> {
     let community = Arc::new(Credential::v2c("public").context("make a credential")?);
     let mut reads = JoinSet::new();
     let mut done = Pass { read: 0, failed: 0, plans };
     for (n, peer) in options.peers().enumerate() {
-        if reads.len() >= options.flight
+        if reads.len() >= flight
             && let Some(ended) = reads.join_next().await
         {
             done.take(ended.context("read a device")?);
@@ -147,14 +159,15 @@ async fn quire(options: &Options) -> Result<Json> {
     let snmp = Snmp::bind(engine).await.context("open the SNMP sockets")?;
     let mut plans = vec![None; options.devices as usize];
     let mut phases = Vec::new();
-    for rounds in [1, options.rounds] {
+    let first_flight = options.first_flight.unwrap_or(options.flight);
+    for (rounds, flight) in [(1, first_flight), (options.rounds, options.flight)] {
         // From here on VmHWM is the peak of this phase alone (proc(5), clear_refs).
         let _ = std::fs::write("/proc/self/clear_refs", "5");
         let (memory_before, before, began) = (memory("VmRSS")?, snmp.stats(), Instant::now());
         let cpu_before = cpu()?;
         let (mut read, mut failed) = (0, 0);
         for _ in 0..rounds {
-            let done = pass(options, &snmp, plans).await?;
+            let done = pass(options, flight, &snmp, plans).await?;
             (read, failed, plans) = (read + done.read, failed + done.failed, done.plans);
         }
         let after = snmp.stats();
@@ -163,6 +176,7 @@ async fn quire(options: &Options) -> Result<Json> {
             "packets_sent": after.packets_sent - before.packets_sent,
             "packets_received": after.packets_received - before.packets_received,
             "bytes": after.bytes_sent - before.bytes_sent + after.bytes_received - before.bytes_received,
+            "repeated": after.retransmissions - before.retransmissions,
             "memory_before": memory_before, "memory_peak": memory("VmHWM")?,
         }));
     }
@@ -197,20 +211,24 @@ fn snmp2(options: &Options) -> Result<Json> {
     let (mut read, mut failed, mut sum) = (0u64, 0u64, 0u64);
     for _ in 0..options.rounds {
         for session in &mut sessions {
-            let got = session.get_many(&wanted).ok().map(|pdu| {
+            let answer = match options.repetitions {
+                0 => session.get_many(&wanted),
+                repetitions => session.getbulk(&wanted, options.once, repetitions),
+            };
+            let got = answer.ok().map(|pdu| {
                 pdu.varbinds.fold(0, |count, (_, value)| {
                     sum = sum.wrapping_add(weight(&value));
                     count + 1
                 })
             });
-            if got == Some(wanted.len()) {
+            if got == Some(options.objects) {
                 read += 1;
             } else {
                 failed += 1;
             }
         }
     }
-    Ok(json!({ "reads": read, "failed": failed, "objects": wanted.len(), "cpu": cpu()? - cpu_before,
+    Ok(json!({ "reads": read, "failed": failed, "objects": options.objects, "cpu": cpu()? - cpu_before,
         "seconds": began.elapsed().as_secs_f64(), "sum": sum }))
 }
 

@@ -341,7 +341,7 @@ pub fn printer(address: std::net::IpAddr) -> Option<Printer> {
 pub fn reading(printer: &Printer) -> Reading {
     let via = if printer.user.is_some() { Via::SnmpV3 } else { Via::SnmpV2c };
     let mut reading = Reading { via: vec![via], ..Reading::default() };
-    reading.facts = Facts {
+    *reading.facts = Facts {
         vendor: Some("Simulated".to_owned()),
         serial: Some(printer.serial.clone()),
         ..Facts::default()

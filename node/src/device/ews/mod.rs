@@ -17,6 +17,7 @@ mod xerox;
 mod tests;
 
 use quire_proto::reading::{Counters, Reading, Supply, SupplyKind, SupplyState};
+use quire_proto::shared::Text;
 
 use super::vendor::TABLE;
 use super::{supply, text};
@@ -167,9 +168,9 @@ impl Draft {
         self.reading.sources.insert(format!("supplies.{index}.{field}"), self.path.clone());
         self.reading.supplies.push(Supply {
             index,
-            name: clean(part.name).unwrap_or_default(),
+            name: clean(part.name).unwrap_or_default().into(),
             kind: part.kind,
-            color: part.color.map(str::to_owned),
+            color: part.color.map(Text::from),
             level: None,
             max: None,
             unit: None,

@@ -100,7 +100,7 @@ fn values_that_the_codec_chokes_on_cost_themselves_only() {
     let reading = read(&octets, "").unwrap();
     assert_eq!(reading.facts.model.as_deref(), Some("HP LaserJet M605"));
     assert_eq!(reading.facts.name.as_deref(), Some("P1"));
-    assert_eq!((reading.status, reading.facts.location, reading.display), (None, None, None));
+    assert_eq!((reading.status, &reading.facts.location, reading.display), (None, &None, None));
 }
 
 #[test]

@@ -49,7 +49,8 @@ fn of_queue(mut cable: Reading, mut queue: Reading) -> Reading {
     queue.sources.retain(|field, _| !matches!(field.as_str(), "vendor" | "model" | "serial"));
     queue.sources.append(&mut cable.sources);
     let facts = &mut queue.facts;
-    (facts.vendor, facts.model, facts.serial) = (cable.facts.vendor, cable.facts.model, cable.facts.serial);
+    let cable = cable.facts.into_inner();
+    (facts.vendor, facts.model, facts.serial) = (cable.vendor, cable.model, cable.serial);
     queue.via = vec![Via::Ipp, Via::Usb];
     queue
 }

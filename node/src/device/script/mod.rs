@@ -63,7 +63,7 @@ pub(crate) struct Known {
 
 impl Known {
     pub(crate) fn of(finished: &Finished) -> Known {
-        Known { fresh: finished.fresh.clone(), absent: finished.plan.absent().clone() }
+        Known { fresh: finished.fresh.answers(), absent: finished.plan.absent().clone() }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A sentinel ends here as it does where the standard's table is read.
 
 use quire_proto::reading::{Supply, SupplyKind, SupplyState, percent};
+use quire_proto::shared::Text;
 use rhai::Map;
 
 use super::host::{LONGEST, Said, fault};
@@ -27,7 +28,7 @@ pub(super) fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said
     if let Some(key) = said.keys().find(|key| !KNOWN.contains(&key.as_str())) {
         return Err(fault(&format!("supply: `{key}` is unknown")));
     }
-    let name = string(said, "name")?.or_else(|| before.map(|supply| supply.name.clone()));
+    let name = string(said, "name")?.map(Text::from).or_else(|| before.map(|supply| supply.name.clone()));
     let kind = match string(said, "kind")? {
         Some(word) => {
             let unknown = || fault(&format!("supply: `{word}` is no kind"));
@@ -35,7 +36,7 @@ pub(super) fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said
         }
         None => before.map(|supply| supply.kind),
     };
-    let color = string(said, "color")?.or_else(|| before.and_then(|supply| supply.color.clone()));
+    let color = string(said, "color")?.map(Text::from).or_else(|| before.and_then(|supply| supply.color.clone()));
     let mut supply = Supply {
         index,
         name: name.ok_or_else(|| fault("supply: a `name` is missing"))?,
@@ -43,7 +44,9 @@ pub(super) fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said
         color,
         level: before.and_then(|supply| supply.level),
         max: before.and_then(|supply| supply.max),
-        unit: string(said, "unit")?.or_else(|| before.and_then(|supply| supply.unit.clone())),
+        unit: string(said, "unit")?
+            .map(Text::from)
+            .or_else(|| before.and_then(|supply| supply.unit.clone())),
         percent: before.and_then(|supply| supply.percent),
         state: before.map_or(SupplyState::Unknown, |supply| supply.state),
     };

@@ -49,7 +49,7 @@ fn brothers_blocks_are_read() {
     assert_eq!((counters.total, counters.mono, counters.color), (Some(300), Some(100), None));
     assert_eq!(reading.sources["counters.total"], "1.3.6.1.4.1.2435.2.3.9.4.2.1.5.5.10.0");
     let supplies: Vec<_> =
-        reading.supplies.iter().map(|s| (s.index, s.name.as_str(), s.percent, s.kind)).collect();
+        reading.supplies.iter().map(|s| (s.index, &*s.name, s.percent, s.kind)).collect();
     let wanted = [(1, "Black Toner", Some(80), SupplyKind::Toner), (2, "Drum", Some(95), SupplyKind::Drum)];
     assert_eq!(supplies, wanted);
     assert_eq!((done.runs.len(), done.runs[0].2.requests), (1, 1));
@@ -249,7 +249,7 @@ condition(`no-paper`, `1.3.6.1.4.1.99998.2.1.0`);
 fn what_is_wrong_for_a_family_can_be_forgotten() {
     let body = "forget(`counters.total`); forget(`serial`); for s in reading.supplies { forget(`supplies.${s.index}`); }";
     let reading = rehearsed(&[profile("forget", 0, body)]).reading.unwrap();
-    assert_eq!((reading.counters.total, reading.facts.serial), (None, None));
+    assert_eq!((reading.counters.total, &reading.facts.serial), (None, &None));
     assert!(!reading.sources.contains_key("serial") && !reading.sources.contains_key("counters.total"));
     let bad = rehearsed(&[profile("bad", 0, "forget(`pages`);")]);
     assert!(matches!(bad.runs[0].1, Err(Failed::Script(_))));

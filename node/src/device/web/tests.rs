@@ -125,7 +125,7 @@ fn compare_supplies(name: &str, expected: &Value, reading: &Reading, tally: &mut
     // A box of which nobody knows whether its bar says used or left has no level.
     let found = reading.supplies.iter().filter(|s| s.kind != SupplyKind::WasteToner || s.percent.is_some());
     let mut found: Vec<(String, Option<u64>)> =
-        found.map(|s| (s.color.clone().unwrap_or("none".into()), s.percent.map(u64::from))).collect();
+        found.map(|s| (s.color.as_deref().unwrap_or("none").to_owned(), s.percent.map(u64::from))).collect();
     wanted.sort();
     found.sort();
     for n in 0..wanted.len().max(found.len()) {
@@ -205,7 +205,7 @@ fn compare_printer(name: &str, expected: &Value, reading: Option<&Reading>, tall
     assert_eq!(wanted.len(), reading.supplies.len(), "{name}: {:?}", reading.supplies);
     for (wanted, found) in wanted.iter().zip(&reading.supplies) {
         let what = format!("{name} {}", found.name);
-        tally.field(format!("{what} name"), text(&wanted["name"]), Some(found.name.clone()));
+        tally.field(format!("{what} name"), text(&wanted["name"]), Some(found.name.to_string()));
         let level = wanted["level"].as_u64().filter(|_| found.kind != SupplyKind::WasteToner);
         tally.field(what.clone(), level.map(|n| n.to_string()), found.percent.map(|n| n.to_string()));
         assert_eq!(
