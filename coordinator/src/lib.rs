@@ -36,6 +36,7 @@ pub mod settings;
 pub mod state;
 mod supplies;
 pub mod tables;
+pub mod timing;
 mod tokens;
 pub mod topology;
 pub mod trial;

@@ -13,6 +13,8 @@ use crate::tables::{Fault, Overlay};
 
 /// Planned moves of units in two phases (`Grant.hand_over`, `Command::Release`).
 pub const HAND_OVER: u32 = 1;
+/// Claim renewals say how long each member's disk and way take (`Heard.fsync_us`, `rtt_us`).
+pub const TIMING: u32 = 2;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {
