@@ -37,6 +37,7 @@ pub mod settings;
 pub mod state;
 mod supplies;
 pub mod tables;
+pub mod timing;
 mod tokens;
 pub mod topology;
 pub mod trial;

@@ -17,6 +17,8 @@ pub const HAND_OVER: u32 = 1;
 pub const MEASURED_COST: u32 = 2;
 /// Users tried at routers are agreed upon before (`Command::RouterTrial`).
 pub const ROUTER_TRIAL: u32 = 2;
+/// Claim renewals say how long each member's disk and way take (`Heard.fsync_us`, `rtt_us`).
+pub const TIMING: u32 = 2;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use quire_coordinator::claim::Claim as ClaimCore;
 use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
 use quire_coordinator::planner::{self, Change, NodeView, PlanView};
+use quire_coordinator::timing::Measured;
 use quire_coordinator::{rows, upgrade};
 use quire_proto::id::{Epoch, Millis, NodeId};
 use quire_proto::store::command::Kind;
@@ -26,9 +27,6 @@ use crate::cluster::{Cluster, ProposeError, Role, is_fit};
 
 /// How often the leader looks at its duties; a dead node is noticed at most this much later.
 const TICK: Duration = Duration::from_millis(200);
-
-/// A peer that has acknowledged nothing for so long is dead for planning.
-const SILENT: Duration = Duration::from_millis(1_500);
 
 /// Rows in one plan entry: about 100 KB, so that one entry holds up no heartbeat.
 const PLAN_ROWS: usize = 500;
@@ -223,10 +221,11 @@ impl Leader {
     fn alive(&self, members: &[Member]) -> BTreeSet<NodeId> {
         let (heard, gone) = (self.cluster.heard(), self.cluster.gone());
         let led = self.leading.map_or(Duration::ZERO, |(_, since)| clock::steady() - since);
+        let patience = self.cluster.timing().patience();
         let lives = |id: &NodeId| {
             let silent = heard.get(id).copied();
             let back = |gone: &Duration| silent.is_some_and(|silent| silent < *gone);
-            silent.unwrap_or(led) < SILENT && gone.get(id).is_none_or(back)
+            silent.unwrap_or(led) < patience && gone.get(id).is_none_or(back)
         };
         let me = self.cluster.me().id;
         members.iter().map(|member| NodeId(member.id)).filter(|id| *id == me || lives(id)).collect()
@@ -236,7 +235,16 @@ impl Leader {
         let (lags, acked) = (self.cluster.lag(), self.cluster.acked());
         let of = |numbers: &BTreeMap<NodeId, u64>, id| numbers.get(&id).copied().unwrap_or(0);
         let alive = self.alive(members).into_iter();
-        alive.map(|id| Heard { node: id.0, lag: of(&lags, id), acked: of(&acked, id) }).collect()
+        // Older releases would write the row of singletons without these.
+        let told = rows::meta(&self.cluster.view()).is_ok_and(|meta| meta.cluster_version >= upgrade::TIMING);
+        let heard = alive.map(|id| {
+            let Measured { fsync_us, rtt_us } = match told {
+                true => self.cluster.measured(id),
+                false => Measured::default(),
+            };
+            Heard { node: id.0, lag: of(&lags, id), acked: of(&acked, id), fsync_us, rtt_us }
+        });
+        heard.collect()
     }
 
     fn seen(&self, member: &Member) -> (bool, Millis) {

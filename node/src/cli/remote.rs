@@ -102,6 +102,8 @@ const MEMBERS: &[Column] = &[
     ("UNITS", "units"),
     ("DEVICES", "devices"),
     ("LAG", "lag"),
+    ("FSYNC MS", "fsync_p99_ms"),
+    ("RTT MS", "rtt_p99_ms"),
     ("VERSION", "version"),
     ("DRAINING", "draining"),
     ("TROUBLE", "trouble"),
@@ -192,8 +194,17 @@ async fn status(node: &Node, format: Format) -> anyhow::Result<()> {
             text("sweeps.seconds_left"),
         ),
     };
+    let disk = match text("timing.fsync_p99_ms").as_str() {
+        "-" => "this disk is not measured yet".to_owned(),
+        took => format!("synced writes here take {took} ms (99 of 100)"),
+    };
+    let timing = format!(
+        "a heartbeat every {} ms, a silent host is given up after {} ms at most; {disk}",
+        text("timing.heartbeat_ms"),
+        text("timing.silence_ms"),
+    );
     let summary = format!(
-        "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\nsweeps    {sweeps}\nupstream  {} ({}), held by {}, {} outbox entries acknowledged, {} pending",
+        "cluster   {} ({} devices, {} units, {} unassigned)\nnode      {} ({})\nleader    {} in term {}\nquorum    {}\ntiming    {timing}\nsweeps    {sweeps}\nupstream  {} ({}), held by {}, {} outbox entries acknowledged, {} pending",
         text("cluster"),
         text("devices"),
         text("units"),

@@ -28,6 +28,7 @@ use super::space::{self, Space};
 use super::spool::{SPOOL_LIMIT, Spool};
 use super::standing::{self, Standing};
 use super::store::Store;
+use super::timing::Timing;
 use super::writer::{Joiner, Writer};
 use super::{Me, OpenError};
 use crate::tls::{Acceptor, Connector, Key};
@@ -51,6 +52,7 @@ pub(crate) struct Running {
     pub(crate) last_word: LastWord,
     pub(crate) start: Arc<Start>,
     pub(crate) counter: Counter,
+    pub(crate) timing: Timing,
     tasks: Mutex<Tasks>,
     joiner: Joiner,
     _directory: Directory,
@@ -68,6 +70,7 @@ struct Tasks {
 pub(crate) struct Engine {
     pub(crate) proposer: Proposer,
     feed: Feed,
+    timing: Timing,
     joiner: Joiner,
 }
 
@@ -81,20 +84,23 @@ impl Engine {
         tuning: &Tuning,
         elect: bool,
     ) -> Result<Engine, OpenError> {
-        let writer = Writer::start(store).map_err(OpenError::during("start the log's threads"))?;
+        let timing = Timing::open(store).map_err(OpenError::during("read the pace"))?;
+        let writer =
+            Writer::start(store, timing.clone()).map_err(OpenError::during("start the log's threads"))?;
         let joiner = writer.joiner();
         let feed = Feed::new();
         let machine =
             Machine::open(store.clone(), feed.clone()).map_err(OpenError::during("open the tables"))?;
-        let net = Net::new(me.id.0, me.cluster_id.clone(), connector, store.clone(), introduction);
+        let (cluster_id, of_net) = (me.cluster_id.clone(), timing.clone());
+        let net = Net::new(me.id.0, cluster_id, connector, store.clone(), introduction, of_net);
         let mut config = tuning.config(&me.cluster_name);
         config.enable_elect = elect;
         let config = config.validate().map_err(OpenError::during("configure Raft"))?;
         let log = Log::new(store.clone(), writer);
-        let raft = Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine).await;
+        let raft = timing.pace.keep(Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine)).await;
         let raft = raft.map_err(OpenError::during("open the log"))?;
         let proposer = Proposer { me: me.id.0, raft, net, store: store.clone(), admission: None };
-        Ok(Engine { proposer, feed, joiner })
+        Ok(Engine { proposer, feed, timing, joiner })
     }
 
     /// Stops Raft and waits for its threads.
@@ -139,6 +145,7 @@ struct Shared {
     register: Register,
     start: Arc<Start>,
     counter: Counter,
+    timing: Timing,
 }
 
 impl Shared {
@@ -164,6 +171,7 @@ impl Shared {
             admission: self.start.admission.subscribe(),
             register: self.register.clone(),
             door: self.counter.door(),
+            timing: self.timing.clone(),
         };
         let keys = Keys::from_octets(keys.octets())
             .ok_or_else(|| OpenError::during("copy the cluster key")("it has not 32 octets"))?;
@@ -188,6 +196,7 @@ impl Shared {
             gone: gone.clone(),
             register: self.register.clone(),
             start: Arc::clone(&self.start),
+            timing: self.timing.clone(),
         };
         tokio::spawn(presence.run(standing))
     }
@@ -211,25 +220,26 @@ pub(crate) async fn launch(
     let introduction = Introduction { session: random16()?, boot };
     let elect = gate == Admission::Open;
     let engine = Engine::start(&me, &store, connector, introduction, tuning, elect).await?;
-    let Engine { mut proposer, feed, joiner } = engine;
+    let Engine { mut proposer, feed, timing, joiner } = engine;
     let start = Start::new(&proposer.raft, &store, gate).await.map_err(OpenError::during("open the log"))?;
     proposer.admission = Some(start.admission.subscribe());
     let shared = Shared {
         last_word: LastWord::default(),
         leaving: watch::Sender::new(false),
-        register: Register::new(store),
+        register: Register::new(store.clone()),
         start: Arc::new(start),
         counter: Counter::new(),
+        timing: timing.clone(),
     };
     let (stop, serving) = shared.serve(&me, &proposer, &parts.keys, place, acceptor)?;
     let (tell, standing) = watch::channel(Standing::default());
     let gone = watch::Sender::new(Gone::new());
     let attending = shared.attend(&proposer, &gone, standing.clone());
-    let lately = Duration::from_millis(2 * tuning.election_max_ms);
     let (raft, last_word) = (proposer.raft.clone(), shared.last_word.clone());
     let (tell_space, space) = watch::channel(Space::default());
     let watching = tokio::spawn(space::keep(directory.path().to_owned(), proposer.clone(), tell_space));
-    let observing = tokio::spawn(standing::observe(raft, last_word, gone.subscribe(), lately, tell));
+    let observing = tokio::spawn(standing::observe(raft, last_word, gone.subscribe(), timing.clone(), tell));
+    let pacing = tokio::spawn(timing.clone().keep(store, standing.clone()));
     Ok(Running {
         me,
         keys: parts.keys,
@@ -245,11 +255,12 @@ pub(crate) async fn launch(
         last_word: shared.last_word,
         start: shared.start,
         counter: shared.counter,
+        timing,
         tasks: Mutex::new(Tasks {
             leaving: Some(shared.leaving),
             stop: Some(stop),
             serving: Some(serving),
-            others: vec![observing, attending, watching],
+            others: vec![observing, attending, watching, pacing],
         }),
         joiner,
         _directory: directory,

@@ -28,6 +28,7 @@ mod lend;
 mod machine;
 mod membership;
 mod network;
+mod pace;
 mod parts;
 mod place;
 mod presence;
@@ -44,6 +45,7 @@ mod spool;
 mod standing;
 mod start;
 mod store;
+mod timing;
 mod token;
 mod wire;
 mod writer;
@@ -60,6 +62,7 @@ use bytes::Bytes;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
 use quire_coordinator::tables::{ReadExt as _, Table};
+use quire_coordinator::timing::Measured;
 use quire_proto::id::NodeId;
 use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::{mpsc, watch};
@@ -79,12 +82,8 @@ pub use token::BadToken;
 
 use propose::Proposer;
 use raft::{Peer, Types};
+use timing::Timing;
 use token::Token;
-
-/// Whoever acknowledged so lately can take the leadership over: five heartbeats.
-const SUCCESSOR_HEARD: Duration = Duration::from_millis(500);
-/// What one transfer takes at most, its election included; then another is tried.
-const TRANSFER: Duration = Duration::from_millis(500);
 
 /// What the command line says about a start. On later starts what is given replaces what was stored.
 #[derive(Clone, Debug, Default)]
@@ -494,13 +493,23 @@ impl Cluster {
         asked.map_err(|fatal| ChangeError::Stopped(fatal.to_string()))
     }
 
+    /// The pace of Raft here, and what is measured for it.
+    pub(crate) fn timing(&self) -> &Timing {
+        &self.inner.timing
+    }
+
+    /// What was measured here of a node's disk, and of the way there.
+    pub(crate) fn measured(&self, node: NodeId) -> Measured {
+        self.timing().of(node, self.me().id)
+    }
+
     /// The voter that should lead instead of this node: it lives, is fit to lead, and lacks least.
     pub fn successor(&self) -> Option<NodeId> {
         let standing = self.inner.standing.borrow().clone();
         let (heard, lags, view) = (self.heard(), self.lag(), self.view());
         let able = |id: &NodeId| {
             let row = view.row::<Member>(Table::Members, &id.0.to_be_bytes()).ok().flatten();
-            let lately = heard.get(id).is_some_and(|ago| *ago < SUCCESSOR_HEARD);
+            let lately = heard.get(id).is_some_and(|ago| *ago < self.timing().succession());
             lately && !standing.gone.contains(id) && row.is_some_and(|member| is_fit(&member))
         };
         let others = standing.voters.iter().filter(|id| **id != self.me().id && able(id));
@@ -522,7 +531,7 @@ impl Cluster {
                     tracing::info!(%error, "hand the leadership over");
                 }
                 let moving = standing.wait_for(|now| now.role != Role::Leader);
-                let _ = tokio::time::timeout(TRANSFER, moving).await;
+                let _ = tokio::time::timeout(self.timing().succession(), moving).await;
             }
         };
         tokio::time::timeout(patience, moved).await.unwrap_or(false)

@@ -26,10 +26,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::lend;
+use super::pace::stretch;
 use super::raft::{Peer, Raft, Types, Vote, away};
 use super::snapshot::{Copy, Reading};
 use super::store::Store;
+use super::timing::Timing;
 use super::wire;
+use crate::clock;
 use crate::tls::Connector;
 
 /// A proposal is at most [`super::PROPOSAL_OCTETS`]; a message carries 1 MiB of entries or one larger.
@@ -38,6 +41,8 @@ pub(crate) const MESSAGE_OCTETS: usize = 16 << 20;
 const CONNECT: Duration = Duration::from_secs(2);
 /// A batch of entries waits for the peer's disk, not only for its processor.
 const APPEND: Duration = Duration::from_secs(5);
+/// How late an answer may be and still be measured: at 20 heartbeats a second, 100 wait for a silent host at most.
+const LATE: Duration = Duration::from_secs(5);
 
 type RpcResult<T> = Result<T, RPCError<Types>>;
 
@@ -70,6 +75,7 @@ struct Inner {
     connector: Connector,
     store: Store,
     introduction: Introduction,
+    timing: Timing,
     channels: Mutex<HashMap<(u64, Lane), Channel>>,
 }
 
@@ -109,15 +115,17 @@ pub(crate) fn endpoint() -> Endpoint {
 }
 
 impl Net {
+    /// Sends by the pace of `timing`, and measures for it.
     pub(crate) fn new(
         me: u64,
         cluster_id: Bytes,
         connector: Connector,
         store: Store,
         introduction: Introduction,
+        timing: Timing,
     ) -> Self {
         let channels = Mutex::default();
-        Net(Arc::new(Inner { me, cluster_id, connector, store, introduction, channels }))
+        Net(Arc::new(Inner { me, cluster_id, connector, store, introduction, timing, channels }))
     }
 
     /// The member as our tables know it.
@@ -310,6 +318,23 @@ impl Link {
         }
     }
 
+    /// Asks in a task of its own, so that an answer that comes too late for Raft is measured all the same; `fsync` is
+    /// what the answer says of the peer's disk.
+    fn measured<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>> + Send + 'static,
+        fsync: fn(&T) -> Option<u64>,
+    ) -> impl Future<Output = Result<tonic::Response<T>, Status>> + Send + 'static {
+        let (timing, target, asked) = (self.net.0.timing.clone(), self.target, clock::steady());
+        let asking = tokio::spawn(async move {
+            let reply = tokio::time::timeout(LATE, call).await;
+            let reply = reply.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))?;
+            timing.answered(target, asked, fsync(reply.get_ref()));
+            Ok(reply)
+        });
+        async move { asking.await.map_err(|_| Status::cancelled("this node is stopping"))? }
+    }
+
     fn ballot(&self, rpc: &VoteRequest<Types>) -> proto::VoteRequest {
         proto::VoteRequest {
             envelope: self.envelope(),
@@ -341,16 +366,24 @@ impl RaftNetworkV2<Types> for Link {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<Types>> {
-        let patience = if rpc.entries.is_empty() { option.hard_ttl() } else { APPEND };
+        let heartbeat = rpc.entries.is_empty();
         let request = proto::AppendRequest {
             envelope: self.envelope(),
             vote: Some(wire::vote(&rpc.vote)),
             previous: rpc.prev_log_id.as_ref().map(wire::log_id),
             entries: rpc.entries.iter().map(wire::entry).collect(),
             committed: rpc.leader_commit.as_ref().map(wire::log_id),
+            beat_ms: self.net.0.timing.pace.beat_ms(),
         };
         let mut client = self.client.clone();
-        let reply = self.within(RPCTypes::AppendEntries, patience, client.append(request)).await?;
+        let call = async move { client.append(request).await };
+        let reply = match heartbeat {
+            true => {
+                let call = self.measured(call, |reply: &proto::AppendReply| Some(reply.fsync_us));
+                self.within(RPCTypes::AppendEntries, stretch(option.hard_ttl()), call).await?
+            }
+            false => self.within(RPCTypes::AppendEntries, APPEND, call).await?,
+        };
         use proto::append_reply::Result as Kind;
         Ok(match reply.result() {
             Kind::Success => AppendEntriesResponse::Success,
@@ -363,9 +396,9 @@ impl RaftNetworkV2<Types> for Link {
     }
 
     async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> RpcResult<VoteResponse<Types>> {
-        let mut client = self.client.clone();
-        let call = client.vote(self.ballot(&rpc));
-        verdict(&self.within(RPCTypes::Vote, option.soft_ttl(), call).await?)
+        let (mut client, ballot) = (self.client.clone(), self.ballot(&rpc));
+        let call = self.measured(async move { client.vote(ballot).await }, |_| None);
+        verdict(&self.within(RPCTypes::Vote, stretch(option.soft_ttl()), call).await?)
     }
 
     async fn pre_vote(
@@ -373,9 +406,9 @@ impl RaftNetworkV2<Types> for Link {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<Types>> {
-        let mut client = self.client.clone();
-        let call = client.pre_vote(self.ballot(&rpc));
-        verdict(&self.within(RPCTypes::Vote, option.soft_ttl(), call).await?)
+        let (mut client, ballot) = (self.client.clone(), self.ballot(&rpc));
+        let call = self.measured(async move { client.pre_vote(ballot).await }, |_| None);
+        verdict(&self.within(RPCTypes::Vote, stretch(option.soft_ttl()), call).await?)
     }
 
     async fn full_snapshot(
@@ -422,7 +455,7 @@ impl RaftNetworkV2<Types> for Link {
         };
         let mut client = self.client.clone();
         let call = client.transfer_leader(request);
-        self.within(RPCTypes::TransferLeader, option.soft_ttl(), call).await?;
+        self.within(RPCTypes::TransferLeader, stretch(option.soft_ttl()), call).await?;
         Ok(Ok(()))
     }
 }

@@ -30,15 +30,14 @@ use super::register::Register;
 use super::server::LastWord;
 use super::standing::{self, Role, Standing};
 use super::store::Store;
+use super::timing::Timing;
 use crate::clock;
 
 /// Between two dials after a stream broke; doubled up to [`SELDOM`]. A dying process may accept once more.
 const OFTEN: Duration = Duration::from_millis(5);
 /// Between two dials of a node that stays away: how late it is seen again.
 const SELDOM: Duration = Duration::from_millis(500);
-/// One candidate's turn: two round trips and two fsyncs. Survivors take turns, so that votes don't split.
-const TURN_MS: u64 = 60;
-/// Turns after which Raft's own timers are left to do it.
+/// Turns of candidates, which survivors take so that votes don't split, after which Raft's own timers are left to do it.
 const ROUNDS: u64 = 6;
 
 /// For others to say that they know this process.
@@ -62,6 +61,7 @@ pub(crate) struct Presence {
     pub(crate) gone: watch::Sender<Gone>,
     pub(crate) register: Register,
     pub(crate) start: Arc<Start>,
+    pub(crate) timing: Timing,
 }
 
 /// What this process was when it started, and what others said of it since.
@@ -321,7 +321,8 @@ impl Presence {
             let turns = if round == 0 { rank } else { of << (round - 1) };
             // The first gives the others a moment to see the same.
             let jitter = 10 + rand::random::<u64>() % 10;
-            tokio::time::sleep(Duration::from_millis(turns * TURN_MS + jitter)).await;
+            let turns = self.timing.turn() * u32::try_from(turns).unwrap_or(u32::MAX);
+            tokio::time::sleep(turns + Duration::from_millis(jitter)).await;
             let spoke = self.last_word.at().is_some_and(|at| at > since);
             let now = self.vote();
             if spoke || (now != vote && now.committed) {

@@ -11,10 +11,12 @@ use bytes::Bytes;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{Config, LogState, OptionalSend, RaftLogReader, SnapshotPolicy};
 use prost::Message;
+use quire_coordinator::timing::{ELECTION_BEATS, UNKNOWN_MS};
 use quire_proto::{cluster as wire_proto, store};
 use rocksdb::WriteBatch;
 
 use super::machine::Machine;
+use super::pace::Paced;
 use super::store::{LOG, META, Store, StoreError, key};
 use super::wire;
 use super::writer::Writer;
@@ -25,6 +27,7 @@ openraft::declare_raft_types!(
         D = Proposal,
         R = Answer,
         Node = Peer,
+        AsyncRuntime = Paced,
 );
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -65,7 +68,7 @@ pub(crate) struct Peer {
     pub(crate) incarnation: Bytes,
 }
 
-/// Timing and sizes; tests make them smaller.
+/// Timing and sizes; tests make them other. Times are Raft's own: [`super::pace`] says how long they last.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
     pub(crate) heartbeat_ms: u64,
@@ -81,14 +84,12 @@ pub(crate) struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        // 100 ms and 400..800 ms: a starting point between 150..300, which lost leases on loaded hosts,
-        // and the 1 s that others use. Six busy loops beside three nodes on two cores caused no election in
-        // 150 s. They decide only how long a silent host is waited for (1.2 to 1.7 s until its units are
-        // owned again); a process that is gone is seen by `presence`.
+        // The unit of Raft's clock, and what holds as long as nothing is measured. They decide only how long a silent
+        // host is waited for; a process that is gone is seen by `presence`.
         Tuning {
-            heartbeat_ms: 100,
-            election_min_ms: 400,
-            election_max_ms: 800,
+            heartbeat_ms: UNKNOWN_MS,
+            election_min_ms: ELECTION_BEATS.0 * UNKNOWN_MS,
+            election_max_ms: ELECTION_BEATS.1 * UNKNOWN_MS,
             snapshot_entries: 2000,
             keep_entries: 2000,
             cluster_version: quire_proto::CLUSTER_VERSION,

@@ -28,6 +28,7 @@ use super::raft::{Proposal, Raft, SnapshotMeta, Types, away};
 use super::register::{Place, Register};
 use super::snapshot::{Copy, Gate, Staging};
 use super::store::Store;
+use super::timing::Timing;
 use super::wire;
 use crate::clock;
 use crate::tls::{self, Acceptor};
@@ -84,6 +85,8 @@ pub(crate) struct Members {
     pub(crate) register: Register,
     /// Where pages that they want shown are taken.
     pub(crate) door: Door,
+    /// The pace that the leader sets, and what is measured here.
+    pub(crate) timing: Timing,
 }
 
 fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
@@ -280,6 +283,7 @@ impl Service for Members {
     ) -> Result<Response<proto::AppendReply>, Status> {
         self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
         let request = request.into_inner();
+        let beat_ms = request.beat_ms;
         let from = request.envelope.as_ref().map_or(0, |envelope| envelope.from);
         let entries = request.entries.into_iter().map(wire::to_entry).collect::<Result<Vec<_>, _>>();
         let rpc = AppendEntriesRequest::<Types> {
@@ -297,11 +301,13 @@ impl Service for Members {
         };
         if kind != Kind::HigherVote {
             self.last_word.now(from);
+            self.timing.pace.set(beat_ms);
         }
         Ok(Response::new(proto::AppendReply {
             result: kind.into(),
             matching: matching.as_ref().map(wire::log_id),
             vote: vote.as_ref().map(wire::vote),
+            fsync_us: self.timing.own().fsync_us,
         }))
     }
 

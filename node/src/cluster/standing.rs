@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{Instant, RaftMetrics, ServerState};
+use openraft::{RaftMetrics, ServerState};
 use quire_proto::id::NodeId;
 use tokio::sync::watch;
 
 use super::presence::Gone;
 use super::raft::{Raft, Types};
 use super::server::LastWord;
+use super::timing::Timing;
 use crate::clock;
 
 /// What a node does in Raft.
@@ -67,7 +68,7 @@ fn standing(metrics: &RaftMetrics<Types>, last_word: &LastWord, gone: &Gone, lat
     let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
     let failed = metrics.running_state.as_ref().err().map(ToString::to_string);
     let alone = voters.len() == 1 && voters.contains(&NodeId(metrics.id));
-    let acknowledged = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lately);
+    let acknowledged = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.ago() < lately);
     let quorum = failed.is_none()
         && match role {
             Role::Leader => alone || acknowledged,
@@ -97,14 +98,15 @@ pub(crate) async fn observe(
     raft: Raft,
     last_word: LastWord,
     mut gone: watch::Receiver<Gone>,
-    lately: Duration,
+    timing: Timing,
     to: watch::Sender<Standing>,
 ) {
     let mut metrics = raft.metrics();
     drop(raft);
     // Silence changes the quorum without any event, so it is looked for.
-    let mut look = tokio::time::interval(lately / 8);
     loop {
+        // Twice the longest election.
+        let lately = timing.silence();
         let now = standing(&metrics.borrow_watched(), &last_word, &gone.borrow_and_update(), lately);
         to.send_if_modified(|before| {
             let changed = *before != now;
@@ -114,7 +116,7 @@ pub(crate) async fn observe(
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
             changed = gone.changed() => if changed.is_err() { return },
-            _ = look.tick() => {}
+            () = tokio::time::sleep(lately / 8) => {}
         }
     }
 }
@@ -127,7 +129,7 @@ pub(crate) fn heard(raft: &Raft, last_word: &LastWord) -> BTreeMap<NodeId, Durat
     let spoke = last_word.by();
     let peers = beats.iter().filter(|(id, _)| **id != metrics.id);
     let heard = peers.filter_map(|(id, at)| {
-        let acknowledged = at.as_ref().map(|at| at.elapsed());
+        let acknowledged = at.as_ref().map(|at| at.ago());
         let spoke = spoke.filter(|(_, by)| by == id);
         let spoke = spoke.map(|(at, _)| clock::steady().saturating_duration_since(at));
         Some((NodeId(*id), acknowledged.into_iter().chain(spoke).min()?))

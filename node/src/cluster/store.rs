@@ -37,6 +37,8 @@ pub(crate) mod key {
     /// Then 8 octets of a node's id.
     pub(crate) const SEEN: &[u8] = b"seen/";
     pub(crate) const OWNER: &[u8] = b"owner";
+    /// The heartbeat in force, milliseconds.
+    pub(crate) const BEAT: &[u8] = b"beat";
 }
 
 /// What RocksDB said; the node can only stop and report it.

@@ -12,6 +12,8 @@ use rocksdb::WriteBatch;
 use tokio::sync::oneshot;
 
 use super::store::Store;
+use super::timing::Timing;
+use crate::clock;
 
 /// Raft waits for each write before it makes the next, so a handful is normal; a disk that hangs fills
 /// the queue of at most 1024 callbacks (64 octets each), and then Raft waits: back-pressure, no loss.
@@ -30,14 +32,15 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct Writer {
     jobs: SyncSender<Job>,
+    timing: Timing,
     threads: Arc<Threads>,
 }
 
 struct Threads(Mutex<Vec<JoinHandle<()>>>);
 
 impl Writer {
-    /// Starts the threads over `store`.
-    pub(crate) fn start(store: &Store) -> io::Result<Self> {
+    /// Starts the threads over `store`; `timing` learns how long synced writes take.
+    pub(crate) fn start(store: &Store, timing: Timing) -> io::Result<Self> {
         let (jobs, todo) = sync_channel::<Job>(QUEUE);
         let (waiters, waiting) = sync_channel::<Flushed>(QUEUE);
         let (for_writer, for_syncer) = (store.clone(), store.clone());
@@ -47,12 +50,13 @@ impl Writer {
         let syncer = std::thread::Builder::new()
             .name("quire-log-sync".into())
             .spawn(move || sync(&for_syncer, &waiting))?;
-        Ok(Writer { jobs, threads: Arc::new(Threads(Mutex::new(vec![writer, syncer]))) })
+        Ok(Writer { jobs, timing, threads: Arc::new(Threads(Mutex::new(vec![writer, syncer]))) })
     }
 
     /// Writes; returns when readers see it. `flushed` is told when it is on disk.
     pub(crate) async fn write(&self, batch: WriteBatch, flushed: Option<Flushed>) -> io::Result<()> {
         let (written, outcome) = oneshot::channel();
+        let flushed = flushed.map(|flushed| self.timed(flushed));
         let mut job = Job { batch, written, flushed };
         // The queue is full only while the disk hangs; waiting must not block the runtime.
         loop {
@@ -66,6 +70,16 @@ impl Writer {
             }
         }
         outcome.await.map_err(|_| stopped())?
+    }
+
+    fn timed(&self, flushed: Flushed) -> Flushed {
+        let (timing, begun) = (self.timing.clone(), clock::steady());
+        Box::new(move |result| {
+            if result.is_ok() {
+                timing.synced(begun);
+            }
+            flushed(result);
+        })
     }
 
     /// Writes and waits for the disk.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use prost::Message;
 use quire_coordinator::tables::{Fault, Read, ReadExt as _, Table, after};
+use quire_coordinator::timing::{ELECTION_BEATS, Measured, silent_ms};
 use quire_coordinator::{history, progress, rows};
 use quire_proto::convert;
 use quire_proto::id::{Millis, NodeId};
@@ -65,6 +66,7 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "term", json!(standing.term));
     put(&mut object, "applied", json!(standing.applied));
     put(&mut object, "quorum", json!(standing.quorum));
+    put(&mut object, "timing", timing(cluster));
     let members: Vec<Value> = members.iter().map(|m| member(cluster, m, &meta, &standing, &units)).collect();
     put(&mut object, "members", json!(members));
     put(&mut object, "units", json!(units.len()));
@@ -80,6 +82,22 @@ pub(crate) fn status(cluster: &Cluster) -> Result<Value, Fault> {
     put(&mut object, "sweeps", sweeps(due));
     put(&mut object, "upstream", upstream(&meta, &names, standing.quorum));
     Ok(Value::Object(object))
+}
+
+/// How long Raft waits, and what was measured here.
+fn timing(cluster: &Cluster) -> Value {
+    let (beat, own) = (cluster.timing().pace.beat_ms(), cluster.timing().own());
+    let mut object = Map::new();
+    put(&mut object, "heartbeat_ms", json!(beat));
+    put(&mut object, "election_ms", json!([beat * ELECTION_BEATS.0, beat * ELECTION_BEATS.1]));
+    put(&mut object, "silence_ms", json!(silent_ms(beat)));
+    put(&mut object, "fsync_p99_ms", milliseconds(own.fsync_us));
+    Value::Object(object)
+}
+
+/// With a tenth; nothing where it is not known.
+fn milliseconds(us: u64) -> Option<Value> {
+    (us > 0).then(|| json!(us.div_ceil(100) as f64 / 10.0))
 }
 
 fn role_word(role: Role, witness: bool) -> &'static str {
@@ -143,8 +161,16 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
         "draining": member.draining,
         "capabilities": member.capabilities,
     });
-    if let (Some(trouble), Some(row)) = (trouble, row.as_object_mut()) {
-        put(row, "trouble", json!(trouble));
+    if let Some(row) = row.as_object_mut() {
+        put(row, "trouble", trouble.map(|trouble| json!(trouble)));
+        // The leader tells the others with its claim; what a node measured itself, it knows.
+        let told = heard.map_or_else(Measured::default, |heard| Measured {
+            fsync_us: heard.fsync_us,
+            rtt_us: heard.rtt_us,
+        });
+        let measured = if told == Measured::default() { cluster.measured(id) } else { told };
+        put(row, "fsync_p99_ms", milliseconds(measured.fsync_us));
+        put(row, "rtt_p99_ms", milliseconds(measured.rtt_us));
     }
     row
 }

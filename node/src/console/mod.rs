@@ -56,6 +56,9 @@ impl Site {
         let stats = self.snmp.stats();
         metrics::gauge!("quire_term").set(standing.term as f64);
         metrics::gauge!("quire_applied_index").set(standing.applied as f64);
+        let timing = self.cluster.timing();
+        metrics::gauge!("quire_heartbeat_seconds").set(timing.pace.beat_ms() as f64 / 1e3);
+        metrics::gauge!("quire_fsync_p99_seconds").set(timing.own().fsync_us as f64 / 1e6);
         metrics::gauge!("quire_quorum").set(f64::from(u8::from(standing.quorum)));
         metrics::counter!("quire_snmp_packets_sent_total").absolute(stats.packets_sent);
         metrics::counter!("quire_snmp_packets_received_total").absolute(stats.packets_received);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
+use quire_coordinator::timing::{CEILING_MS, Measured, UNKNOWN_MS, beat_ms as beat_of, silent_ms};
 use quire_proto::id::ANY_ZONE;
 use quire_proto::store::{Heard, Link, Member, Meta, ReachRow, UnitRow};
 
@@ -134,6 +135,7 @@ fn look_at_tables(cluster: &Cluster, standing: &Standing) -> Result<Vec<Finding>
     let me = cluster.me().id.0;
     let mut found = vec![Finding::ok("database", "open, held by this node")];
     found.push(quorum(standing, &members));
+    found.push(timing(cluster.timing().pace.beat_ms(), cluster.timing().own()));
     if standing.quorum {
         found.extend(alive(&members, &meta.heard, me));
         found.extend(size(standing, &members));
@@ -179,6 +181,35 @@ fn quorum(standing: &Standing, members: &[Member]) -> Finding {
             "bring back nodes until most voters run and reach each other; if they are lost for good: `quire recover --help`",
         ),
     }
+}
+
+/// Whether a silent host is replaced within a second, and what holds it up.
+fn timing(beat_ms: u64, own: Measured) -> Finding {
+    const CHECK: &str = "timing";
+    let disk = match own.fsync_us {
+        0 => "this disk is not measured yet".to_owned(),
+        us => format!("synced writes here take {:.1} ms (99 of 100)", us as f64 / 1e3),
+    };
+    let silence = silent_ms(beat_ms);
+    let what =
+        format!("heartbeats every {beat_ms} ms, a silent host is given up within {silence} ms; {disk}");
+    let alone = beat_of(own.fsync_us, 0);
+    if own.fsync_us > 0 && alone > UNKNOWN_MS {
+        let fix = format!(
+            "put the data directory on a disk that syncs within 40 ms, or what else writes there elsewhere: this one alone \
+             makes the cluster wait up to {} ms",
+            silent_ms(alone)
+        );
+        return match alone {
+            CEILING_MS => Finding::problem(CHECK, what, fix),
+            _ => Finding::note(CHECK, what, fix),
+        };
+    }
+    if beat_ms > UNKNOWN_MS {
+        let fix = "see `quire members` for the member whose disk (FSYNC MS) or way (RTT MS) is slow";
+        return Finding::note(CHECK, what, fix);
+    }
+    Finding::ok(CHECK, what)
 }
 
 fn alive(members: &[Member], heard: &[Heard], me: u64) -> Vec<Finding> {
@@ -355,6 +386,16 @@ mod tests {
 
     fn worst(found: &[Finding]) -> State {
         found.iter().map(|finding| finding.state).min().unwrap()
+    }
+
+    #[test]
+    fn a_disk_that_holds_up_fail_over_is_named() {
+        let disk = |fsync_us| Measured { fsync_us, rtt_us: 0 };
+        let state = |beat, fsync| timing(beat, disk(fsync)).state;
+        assert_eq!((state(50, 3_000), state(100, 0)), (State::Ok, State::Ok));
+        assert_eq!((state(250, 200_000), state(1_000, 2_000_000)), (State::Note, State::Problem));
+        assert!(timing(250, disk(200_000)).fix.contains("4000 ms"), "{:?}", timing(250, disk(200_000)));
+        assert!(timing(250, disk(3_000)).fix.contains("quire members"), "another's disk");
     }
 
     #[test]

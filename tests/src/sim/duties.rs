@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::{ChangeMembers, Instant as _, ServerState};
+use openraft::{ChangeMembers, ServerState};
 use quire_coordinator::claim::Claim as ClaimCore;
 use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
 use quire_coordinator::planner::{self, Change, NodeView, PlanView};
@@ -19,17 +19,14 @@ use quire_proto::store::{Claim, Heard, Member, Meta, ReachRow};
 use super::node::{Node, members, peer_of};
 use super::propose::Failed;
 use super::runtime::{calendar_ms, sleep_ms, steady, timeout};
+use super::timing::{patience, silence, succession};
 
 const TICK_MS: u64 = 200;
-const SILENT: Duration = Duration::from_millis(1_500);
 const PLAN_ROWS: usize = 500;
 const LOOK_AGAIN_MS: u64 = 5_000;
 const CAUGHT_UP: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(2);
 const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(1);
-const SUCCESSOR_HEARD: Duration = Duration::from_millis(500);
-/// Twice the longest election.
-const LATELY: Duration = Duration::from_millis(1_600);
 
 /// What Raft says of this process and its peers, as the node's `standing` reads it.
 #[derive(Clone, Debug)]
@@ -58,8 +55,8 @@ impl Node {
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let leads = metrics.state == ServerState::Leader;
         let alone = voters.len() == 1 && voters.contains(&self.birth.me);
-        let acknowledged = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < LATELY);
-        let heard = self.last_word().is_some_and(|(at, _)| steady().saturating_sub(at) < LATELY);
+        let acknowledged = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.ago() < silence());
+        let heard = self.last_word().is_some_and(|(at, _)| steady().saturating_sub(at) < silence());
         let quorum = match metrics.state {
             ServerState::Leader => alone || acknowledged,
             ServerState::Follower | ServerState::Learner => metrics.current_leader.is_some() && heard,
@@ -79,7 +76,7 @@ impl Node {
         let peers = beats.iter().filter(|(id, _)| **id != self.birth.me);
         peers
             .filter_map(|(id, at)| {
-                let acknowledged = at.as_ref().map(|at| at.elapsed());
+                let acknowledged = at.as_ref().map(|at| at.ago());
                 let spoke = spoke.filter(|(_, by)| by == id).map(|(at, _)| steady().saturating_sub(at));
                 Some((*id, acknowledged.into_iter().chain(spoke).min()?))
             })
@@ -172,7 +169,9 @@ impl Leader {
         let (lags, acked) = (self.node.lag(), self.node.acked());
         let of = |numbers: &BTreeMap<u64, u64>, id: u64| numbers.get(&id).copied().unwrap_or(0);
         let heard = self.alive(&members).into_iter();
-        let heard = heard.map(|id| Heard { node: id, lag: of(&lags, id), acked: of(&acked, id) }).collect();
+        let heard = heard
+            .map(|id| Heard { node: id, lag: of(&lags, id), acked: of(&acked, id), ..Heard::default() })
+            .collect();
         let link = Some(self.node.link.borrow().clone());
         let command = Claim { node: self.node.birth.me, renews: proposal.renews, heard, link };
         match self.node.propose_here("", Kind::Claim(command), PATIENCE).await {
@@ -201,7 +200,7 @@ impl Leader {
             let silent = heard.get(id).copied();
             let back =
                 |since: &Duration| silent.is_some_and(|silent| silent < steady().saturating_sub(*since));
-            silent.unwrap_or(led) < SILENT && gone.get(id).is_none_or(back)
+            silent.unwrap_or(led) < patience() && gone.get(id).is_none_or(back)
         };
         let me = self.node.birth.me;
         members.iter().map(|member| member.id).filter(|id| *id == me || lives(id)).collect()
@@ -326,7 +325,7 @@ impl Leader {
         let gone = self.node.gone.borrow().clone();
         let able = |member: &&Member| {
             let id = member.id;
-            let there = heard.get(&id).is_some_and(|ago| *ago < SUCCESSOR_HEARD) && !gone.contains_key(&id);
+            let there = heard.get(&id).is_some_and(|ago| *ago < succession()) && !gone.contains_key(&id);
             id != me && voters.contains(&id) && there && !member.draining && (!unable || certified(member))
         };
         let lag = |member: &&Member| lags.get(&member.id).copied().unwrap_or(u64::MAX);

@@ -19,13 +19,14 @@ use quire_proto::store::{Command, Outcome, outcome};
 use super::checks::Checks;
 use super::disk::Disk;
 use super::raft::{Answer, Entry, LogId, SnapshotMeta, StoredMembership, Types, Vote};
-use super::runtime::{chance, pick, sleep_ms};
+use super::runtime::{chance, pick, sleep_ms, steady};
+use super::timing::Timing;
 
 /// Entries that share one batch, as in the node.
 const TOGETHER: usize = 64;
 
 /// The log.
-pub struct Log(pub Disk);
+pub struct Log(pub Disk, pub Timing);
 
 /// Reads the log.
 #[derive(Clone)]
@@ -68,9 +69,11 @@ impl RaftLogStorage<Types> for Log {
         let vote = *vote;
         let number = self.0.write(|batch| batch.vote(vote))?;
         let (done, synced) = tokio::sync::oneshot::channel();
+        let (timing, begun) = (self.1.clone(), steady());
         self.0.when_synced(
             number,
             Box::new(move |result| {
+                timing.synced(begun);
                 let _ = done.send(result);
             }),
         );
@@ -83,10 +86,15 @@ impl RaftLogStorage<Types> for Log {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        let (timing, begun) = (self.1.clone(), steady());
         away().await;
         match self.0.write(|batch| entries.into_iter().for_each(|entry| batch.append(entry))) {
             Ok(number) => {
-                self.0.when_synced(number, Box::new(move |result| callback.io_completed(result)));
+                let flushed = move |result| {
+                    timing.synced(begun);
+                    callback.io_completed(result);
+                };
+                self.0.when_synced(number, Box::new(flushed));
                 Ok(())
             }
             Err(full) => {

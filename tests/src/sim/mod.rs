@@ -25,6 +25,7 @@ pub mod runtime;
 pub mod scenario;
 pub mod site;
 pub mod spool;
+pub mod timing;
 pub mod transport;
 pub mod watch;
 pub mod world;

@@ -28,8 +28,8 @@ const KEEP_ALIVE_MS: u64 = 6_000;
 
 /// What is asked of a node.
 pub enum Ask {
-    /// Raft's entries.
-    Append(openraft::raft::AppendEntriesRequest<Types>),
+    /// Raft's entries, and the leader's beat.
+    Append(openraft::raft::AppendEntriesRequest<Types>, u64),
     /// A vote.
     Vote(openraft::raft::VoteRequest<Types>),
     /// Whether a vote would be given.
@@ -46,8 +46,8 @@ pub enum Ask {
 
 /// What a node answers.
 pub enum Reply {
-    /// To entries.
-    Append(openraft::raft::AppendEntriesResponse<Types>),
+    /// To entries, and how long its own writes take.
+    Append(openraft::raft::AppendEntriesResponse<Types>, u64),
     /// To an asked vote.
     Vote(openraft::raft::VoteResponse<Types>),
     /// To a snapshot.

@@ -29,9 +29,10 @@ use super::presence;
 use super::raft::{Peer, Raft};
 use super::runtime::{Process, lock, spawn, spawn_in, steady};
 use super::spool::Spool;
+use super::timing::Timing;
 use super::transport::Links;
 use super::world::World;
-use super::{collect, site};
+use super::{collect, site, timing};
 
 /// `std`'s instants have no constructor; differences from this one are all that counts.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -109,6 +110,8 @@ pub struct Node {
     /// When its next packet may go out.
     pub next_turn: Mutex<Duration>,
     last_word: Mutex<Option<(Duration, u64)>>,
+    /// What it measured.
+    pub timing: Timing,
     /// What may not be contacted, as the collector told it last.
     pub exclude: Mutex<Vec<ipnet::IpNet>>,
     settings: Mutex<(u64, Arc<Settings>, Duration)>,
@@ -132,9 +135,16 @@ impl Node {
         config.enable_elect = open;
         let feed = Feed::new();
         let machine = Machine::new(birth.disk.clone(), feed.clone(), checks.clone(), birth.me);
-        let links =
-            Links { machine: birth.machine, me: birth.me, net: net.clone(), disk: birth.disk.clone() };
-        let raft = Raft::new(birth.me, Arc::new(config), links, Log(birth.disk.clone()), machine).await;
+        let timing = Timing::default();
+        let log = Log(birth.disk.clone(), timing.clone());
+        let links = Links {
+            machine: birth.machine,
+            me: birth.me,
+            net: net.clone(),
+            disk: birth.disk.clone(),
+            timing: timing.clone(),
+        };
+        let raft = Raft::new(birth.me, Arc::new(config), links, log, machine).await;
         let raft = raft.map_err(|fatal| fatal.to_string())?;
         if birth.founds {
             let peer = Peer { machine: birth.machine, incarnation: birth.incarnation };
@@ -162,6 +172,7 @@ impl Node {
             present: Mutex::default(),
             next_turn: Mutex::default(),
             last_word: Mutex::default(),
+            timing,
             exclude: Mutex::default(),
             settings: Mutex::new((0, Arc::new(Settings::default()), Duration::ZERO)),
             birth,
@@ -174,6 +185,7 @@ impl Node {
         });
         node.serve();
         spawn(presence::run(Arc::clone(&node)));
+        spawn(timing::keep(Arc::clone(&node)));
         spawn(Arc::clone(&node).end_with_raft());
         Ok(node)
     }
@@ -234,12 +246,13 @@ impl Node {
         }
         let broken = |fatal: String| Reply::Refused(fatal);
         match ask {
-            Ask::Append(rpc) => match self.raft.append_entries(rpc).await {
+            Ask::Append(rpc, beat_ms) => match self.raft.append_entries(rpc).await {
                 Ok(reply) => {
                     if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
                         *lock(&self.last_word) = Some((steady(), envelope.from));
+                        self.process.set_beat(beat_ms);
                     }
-                    Reply::Append(reply)
+                    Reply::Append(reply, self.timing.fsync_us())
                 }
                 Err(fatal) => broken(fatal.to_string()),
             },

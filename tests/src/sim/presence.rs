@@ -18,10 +18,10 @@ use super::net::{Ask, NoReply, Reply, within};
 use super::node::{Node, instant, members};
 use super::raft::Vote;
 use super::runtime::{JoinHandle, lock, pick, sleep_ms, spawn, steady};
+use super::timing::turn_ms;
 
 const OFTEN_MS: u64 = 5;
 const SELDOM_MS: u64 = 500;
-const TURN_MS: u64 = 60;
 const ROUNDS: u64 = 6;
 const LOOK_MS: u64 = 200;
 const DIAL: Duration = Duration::from_secs(2);
@@ -238,7 +238,7 @@ async fn ask_for_votes(node: Arc<Node>, against: Vote, since: Duration, rank: u6
     }
     for round in 0..ROUNDS {
         let turns = if round == 0 { rank } else { of << (round - 1) };
-        sleep_ms(turns * TURN_MS + 10 + pick(0..10)).await;
+        sleep_ms(turns * turn_ms() + 10 + pick(0..10)).await;
         let spoke = node.last_word().is_some_and(|(at, _)| at > since);
         let now = vote(&node);
         if spoke || (now != against && now.committed) {

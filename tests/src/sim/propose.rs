@@ -158,7 +158,13 @@ impl Node {
     #[must_use]
     pub fn links(&self) -> Links {
         let birth = &self.birth;
-        Links { machine: birth.machine, me: birth.me, net: self.net.clone(), disk: birth.disk.clone() }
+        Links {
+            machine: birth.machine,
+            me: birth.me,
+            net: self.net.clone(),
+            disk: birth.disk.clone(),
+            timing: self.timing.clone(),
+        }
     }
 
     /// What Raft's membership says of a node.

@@ -13,7 +13,9 @@ use quire_proto::store;
 use rand::rngs::SmallRng;
 
 use super::machine::Machine;
-use super::runtime::{Aborted, Elapsed, JoinHandle, Moment, Sleep, Timeout, dice, sleep, spawn, timeout};
+use super::runtime::{
+    Aborted, Elapsed, JoinHandle, Moment, Sleep, Timeout, dice, sleep, spawn, stretch, timeout,
+};
 
 openraft::declare_raft_types!(
     /// The node's instance of openraft's types, on the simulation's runtime.
@@ -105,7 +107,7 @@ impl AsyncRuntime for SimRuntime {
     }
 
     fn sleep(duration: Duration) -> Sleep {
-        sleep(duration)
+        sleep(stretch(duration))
     }
 
     fn sleep_until(deadline: Moment) -> Sleep {
@@ -113,7 +115,7 @@ impl AsyncRuntime for SimRuntime {
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Timeout<F> {
-        timeout(duration, future)
+        timeout(stretch(duration), future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(deadline: Moment, future: F) -> Timeout<F> {

@@ -13,12 +13,13 @@ use std::fmt;
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use openraft::Instant;
+use quire_coordinator::timing::{UNKNOWN_MS, heard_ms};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -111,6 +112,8 @@ pub fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Process {
     /// Counts all processes of a run.
     pub serial: u64,
+    /// The unit of its Raft's clock, milliseconds, as the node's `pace` has it.
+    beat_ms: AtomicU64,
     state: Mutex<State>,
     ended: watch::Sender<bool>,
 }
@@ -139,7 +142,8 @@ impl Process {
     #[must_use]
     pub fn new(serial: u64, ahead_ms: i64) -> Arc<Process> {
         let state = Mutex::new(State { ahead_ms, ..State::default() });
-        Arc::new(Process { serial, state, ended: watch::channel(false) })
+        let beat_ms = AtomicU64::new(UNKNOWN_MS);
+        Arc::new(Process { serial, beat_ms, state, ended: watch::channel(false) })
     }
 
     /// Stands still until [`Process::go_on`]; with `clocks`, so do its clocks.
@@ -167,6 +171,16 @@ impl Process {
     /// Its calendar jumps to so much ahead of the world's.
     pub fn set_calendar(&self, ahead_ms: i64) {
         lock(&self.state).ahead_ms = ahead_ms;
+    }
+
+    /// The heartbeat of its Raft, milliseconds.
+    pub fn beat_ms(&self) -> u64 {
+        self.beat_ms.load(Ordering::Relaxed)
+    }
+
+    /// Another heartbeat.
+    pub fn set_beat(&self, beat_ms: u64) {
+        self.beat_ms.store(heard_ms(beat_ms), Ordering::Relaxed);
     }
 
     /// No task of it runs again.
@@ -354,14 +368,28 @@ where
     spawn_in(current(), future)
 }
 
-/// A moment of the steady clock of the process that asked.
+/// `by` as long as it lasts at the pace of the process that asks.
+pub fn stretch(by: Duration) -> Duration {
+    scale(by, pace(), UNKNOWN_MS)
+}
+
+fn pace() -> u64 {
+    current().map_or(UNKNOWN_MS, |process| process.beat_ms())
+}
+
+fn scale(by: Duration, times: u64, of: u64) -> Duration {
+    let nanos = by.as_nanos().saturating_mul(u128::from(times)) / u128::from(of);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// A moment of the steady clock of the process that asked. As in the node, lengths of time that Raft adds are stretched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub Duration);
 
 impl Add<Duration> for Moment {
     type Output = Moment;
     fn add(self, by: Duration) -> Moment {
-        Moment(self.0.saturating_add(by))
+        Moment(self.0.saturating_add(stretch(by)))
     }
 }
 impl AddAssign<Duration> for Moment {
@@ -372,7 +400,7 @@ impl AddAssign<Duration> for Moment {
 impl Sub<Duration> for Moment {
     type Output = Moment;
     fn sub(self, by: Duration) -> Moment {
-        Moment(self.0.saturating_sub(by))
+        Moment(self.0.saturating_sub(stretch(by)))
     }
 }
 impl SubAssign<Duration> for Moment {
@@ -383,7 +411,14 @@ impl SubAssign<Duration> for Moment {
 impl Sub<Moment> for Moment {
     type Output = Duration;
     fn sub(self, earlier: Moment) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        scale(self.0.saturating_sub(earlier.0), UNKNOWN_MS, pace())
+    }
+}
+impl Moment {
+    /// How long ago by the process's clock.
+    #[must_use]
+    pub fn ago(self) -> Duration {
+        Moment::now().0.saturating_sub(self.0)
     }
 }
 impl Instant for Moment {
@@ -427,7 +462,7 @@ impl Future for Sleep {
         if now >= self.until {
             return Poll::Ready(());
         }
-        let (left, waker) = (self.until - now, context.waker().clone());
+        let (left, waker) = (self.until.0.saturating_sub(now.0), context.waker().clone());
         self.timer = world(|world| {
             world.asked += 1;
             let timer = (world.now + left, world.asked);
@@ -441,7 +476,7 @@ impl Future for Sleep {
 /// Sleeps.
 #[must_use]
 pub fn sleep(by: Duration) -> Sleep {
-    Sleep::until(Moment::now() + by)
+    Sleep::until(Moment(Moment::now().0.saturating_add(by)))
 }
 
 /// Sleeps so many milliseconds.

@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
@@ -18,7 +20,8 @@ use super::machine::Copy;
 use super::net::{Ask, Envelope, Net, NoReply, Reply};
 use super::node::peer_of;
 use super::raft::{Peer, Types, Vote};
-use super::runtime::timeout;
+use super::runtime::{spawn, steady, stretch, timeout};
+use super::timing::{Timing, beat_ms};
 
 /// A batch of entries waits for the peer's disk, as in the node.
 const APPEND: Duration = Duration::from_secs(5);
@@ -36,6 +39,8 @@ pub struct Links {
     pub net: Net,
     /// Where members' addresses stand.
     pub disk: Disk,
+    /// What learns how long answers take.
+    pub timing: Timing,
 }
 
 impl Links {
@@ -81,8 +86,31 @@ fn strange(reply: &Reply) -> RPCError<Types> {
 }
 
 impl Link {
-    async fn within(&self, action: RPCTypes, patience: Duration, ask: Ask) -> RpcResult<Reply> {
-        match timeout(patience, self.links.ask(self.target, Some(self.peer.clone()), ask)).await {
+    /// With `measured`, an answer that comes too late for Raft counts for the pace all the same.
+    async fn within(
+        &self,
+        action: RPCTypes,
+        patience: Duration,
+        ask: Ask,
+        measured: bool,
+    ) -> RpcResult<Reply> {
+        let (links, target, peer, asked) = (self.links.clone(), self.target, self.peer.clone(), steady());
+        let asking = async move {
+            let reply = links.ask(target, Some(peer), ask).await;
+            match &reply {
+                Ok(Reply::Append(_, fsync_us)) if measured => {
+                    links.timing.answered(target, asked, Some(*fsync_us));
+                }
+                Ok(Reply::Vote(_)) if measured => links.timing.answered(target, asked, None),
+                Ok(_) | Err(_) => {}
+            }
+            reply
+        };
+        let asking: BoxFuture<'static, Result<Reply, NoReply>> = match measured {
+            true => spawn(asking).map(|reply| reply.unwrap_or(Err(NoReply::Lost))).boxed(),
+            false => asking.boxed(),
+        };
+        match timeout(patience, asking).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(NoReply::Refused)) => Err(RPCError::Unreachable(Unreachable::from_string("refused"))),
             Ok(Err(NoReply::Lost)) => Err(RPCError::Unreachable(Unreachable::from_string("lost"))),
@@ -104,15 +132,16 @@ impl RaftNetworkV2<Types> for Link {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<Types>> {
-        let patience = if rpc.entries.is_empty() { option.hard_ttl() } else { APPEND };
-        match self.within(RPCTypes::AppendEntries, patience, Ask::Append(rpc)).await? {
-            Reply::Append(reply) => Ok(reply),
+        let heartbeat = rpc.entries.is_empty();
+        let patience = if heartbeat { stretch(option.hard_ttl()) } else { APPEND };
+        match self.within(RPCTypes::AppendEntries, patience, Ask::Append(rpc, beat_ms()), heartbeat).await? {
+            Reply::Append(reply, _) => Ok(reply),
             other => Err(strange(&other)),
         }
     }
 
     async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> RpcResult<VoteResponse<Types>> {
-        match self.within(RPCTypes::Vote, option.soft_ttl(), Ask::Vote(rpc)).await? {
+        match self.within(RPCTypes::Vote, stretch(option.soft_ttl()), Ask::Vote(rpc), true).await? {
             Reply::Vote(reply) => Ok(reply),
             other => Err(strange(&other)),
         }
@@ -123,7 +152,7 @@ impl RaftNetworkV2<Types> for Link {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<Types>> {
-        match self.within(RPCTypes::Vote, option.soft_ttl(), Ask::PreVote(rpc)).await? {
+        match self.within(RPCTypes::Vote, stretch(option.soft_ttl()), Ask::PreVote(rpc), true).await? {
             Reply::Vote(reply) => Ok(reply),
             other => Err(strange(&other)),
         }
@@ -155,7 +184,10 @@ impl RaftNetworkV2<Types> for Link {
         rpc: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> RpcResult<TransferLeaderResponse<Types>> {
-        match self.within(RPCTypes::TransferLeader, option.soft_ttl(), Ask::Transfer(rpc)).await? {
+        match self
+            .within(RPCTypes::TransferLeader, stretch(option.soft_ttl()), Ask::Transfer(rpc), false)
+            .await?
+        {
             Reply::Done => Ok(Ok(())),
             other => Err(strange(&other)),
         }

@@ -20,7 +20,7 @@ impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<Types>> {
         let dir = TempDir::new().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let writer = Writer::start(&store).unwrap();
+        let writer = Writer::start(&store, crate::cluster::timing::Timing::open(&store).unwrap()).unwrap();
         self.0.lock().unwrap().push(writer.joiner());
         let machine = Machine::open(store.clone(), Feed::new()).unwrap();
         Ok((dir, Log::new(store, writer), machine))
