@@ -137,13 +137,18 @@ impl Cluster {
     /// of them alive and a leader.
     pub fn start(names: &[&str]) -> Result<Cluster> {
         let mut cluster = Cluster::empty(own_host(), Ports::Free)?;
-        let (first, others) = names.split_first().context("name at least one node")?;
-        cluster.init(first)?;
-        for name in others {
-            cluster.join(name)?;
-        }
-        cluster.await_whole()?;
+        cluster.form(names)?;
         Ok(cluster)
+    }
+
+    /// The same in a place that was made before.
+    pub fn form(&mut self, names: &[&str]) -> Result<()> {
+        let (first, others) = names.split_first().context("name at least one node")?;
+        self.init(first)?;
+        for name in others {
+            self.join(name)?;
+        }
+        self.await_whole()
     }
 
     /// A place for a cluster on `host`, with no process yet.

@@ -22,7 +22,7 @@ fn reading(id: &str) -> What {
 }
 
 fn stored(id: &str, seq: u64) -> Stored {
-    Stored { id: id.to_owned(), seq }
+    Stored { id: id.to_owned(), seq, device: "d".to_owned(), at: Duration::from_secs(seq) }
 }
 
 fn asked(at: u64, port: usize) -> Asked {

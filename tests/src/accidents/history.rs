@@ -80,6 +80,10 @@ pub struct Stored {
     pub id: String,
     /// Its number in the outbox.
     pub seq: u64,
+    /// Whose.
+    pub device: String,
+    /// When it was made, since 1970.
+    pub at: Duration,
 }
 
 /// A stream that the Web Admin accepted, by its log.
@@ -285,8 +289,12 @@ pub fn links(log: &str) -> (Vec<Link>, Vec<String>) {
 #[must_use]
 pub fn stored(rows: &[Value]) -> Vec<Stored> {
     let stored = |row: &Value| Stored {
-        id: row["id"].as_str().unwrap_or_default().to_owned(),
+        id: text(row, "id"),
         seq: row["seq"].as_u64().unwrap_or(0),
+        device: text(row, "device"),
+        at: text(row, "at").parse().map_or(Duration::ZERO, |at: jiff::Timestamp| {
+            Duration::from_millis(u64::try_from(at.as_millisecond()).unwrap_or(0))
+        }),
     };
     rows.iter().map(stored).collect()
 }

@@ -3,19 +3,19 @@
 //!
 //! A seed repeats the schedule and the switch's losses, not the scheduling of the machine: a run is never the same twice.
 //!
-//! API: [`run`] with [`Options`] gives a [`Report`].
+//! API: [`run`] with [`Options`] gives a [`Report`]; [`upgrade::run`] for an upgrade under load.
 
 pub mod checks;
 pub mod history;
 pub mod schedule;
 pub mod site;
 pub mod switch;
+pub mod upgrade;
 pub mod wires;
 
 use crate::process::complain;
 use anyhow::{Context, Result, ensure};
 use history::{History, Recorder};
-use quire_node::sim::left;
 use site::{Lasting, Site};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ impl Report {
             ("links accepted", 3),
             ("readings upstream", 400),
             ("readings that nodes showed", 800),
-            ("tables compared", 3),
+            ("tables compared", 4),
             ("packets to devices", 2_000),
             ("frames refused by a cut", 50),
             ("frames lost", 10),
@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<Option<Report>> {
     let run = broken(&mut site, &recorder, options, &mut report, &mut history);
     // Before the last look at the Web Admin: what was seen by then has to be there.
     history.events = recorder.end();
-    let run = run.and_then(|()| look_back(&mut site, &mut history, &mut report));
+    let run = run.and_then(|()| look_back(&mut site, &mut history));
     let checked = run.and_then(|()| checks::all(&history));
     match checked {
         Ok(counts) => report.counts.extend(counts.into_iter().map(|(what, many)| (what.to_owned(), many))),
@@ -94,6 +94,7 @@ pub fn run(options: &Options) -> Result<Option<Report>> {
             return Err(error.context(format!("seed {}; the history is {}", options.seed, file.display())));
         }
     }
+    count_frames(&site, &history, &mut report)?;
     site.cluster.finish()?;
     Ok(Some(report))
 }
@@ -157,21 +158,25 @@ fn one_round(
 }
 
 /// Kills all nodes at once and looks at what they left, and at what others saw of them.
-fn look_back(site: &mut Site, history: &mut History, report: &mut Report) -> Result<()> {
+fn look_back(site: &mut Site, history: &mut History) -> Result<()> {
     history.devices = site.devices_saw()?;
     site.all_upstream()?;
     for name in site.nodes.clone() {
         site.cluster.kill(&name)?;
     }
-    for (name, data) in site.directories()? {
-        history.left.push((name.clone(), left(&data).with_context(|| format!("read what {name} left"))?));
+    for name in site.nodes.clone() {
+        site.look_at(&name)?;
     }
+    history.left = std::mem::take(&mut site.left).into();
     history.upstream = history::stored(&site.cluster.admin_list("readings")?);
     let log = std::fs::read_to_string(site.cluster.log_of("admin")).context("read the Web Admin's log")?;
     (history.links, history.repeated) = history::links(&log);
-    let switch = site.wires.switch()?;
-    history.asked = switch.asked();
-    let counts = switch.counts();
+    history.asked = site.wires.switch()?.asked();
+    Ok(())
+}
+
+fn count_frames(site: &Site, history: &History, report: &mut Report) -> Result<()> {
+    let counts = site.wires.switch()?.counts();
     for (what, many) in [
         ("frames carried", counts.carried),
         ("frames delayed", counts.delayed),

@@ -4,16 +4,17 @@
 use super::history::{Recorder, What};
 use super::schedule::{Accident, Planned, Victim};
 use super::switch::Fate;
-use super::wires::{ADMIN, DEVICES, Wires};
-use crate::cluster::{Cluster, Place, Ports, Programs, TRANSITION, ask, own_host, settings};
+use super::wires::{ADMIN, DEVICES, PORTS, Way, Wires};
+use crate::cluster::{Cluster, Place, Programs, TRANSITION, ask, own_host, settings};
 use crate::disk::Disk;
 use crate::lab::within;
 use crate::process::{Process, complain, wait};
 use crate::responder::{Seen, Spec};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use quire_node::sim::{Left, left};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,8 +43,8 @@ const DISK_MB: u64 = 600;
 const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
 /// For everybody to know what happened, once all is well: on a busy machine, in a debug build.
 const CONVERGED: Duration = Duration::from_secs(120);
-/// Ports of all programs: each has an address of its own.
-const PORTS: u16 = 7_480;
+/// Databases that are kept for comparison: some MB each, and the log reaches no further back anyway.
+const LEFT_MAX: usize = 16;
 
 /// All that runs.
 pub struct Site {
@@ -56,6 +57,8 @@ pub struct Site {
     pub wires: Wires,
     /// Names of the nodes.
     pub nodes: Vec<String>,
+    /// What each node left at its deaths, the last of them.
+    pub left: VecDeque<(String, Left)>,
     clocks: bool,
     down: BTreeSet<String>,
 }
@@ -84,7 +87,7 @@ impl Site {
         let names: Vec<String> = (1..=nodes).map(|n| format!("n{n}")).collect();
         let plain: Vec<&str> = names.iter().map(String::as_str).collect();
         let Some(wires) = Wires::start(&plain, seed)? else { return Ok(None) };
-        let mut cluster = Cluster::empty(own_host(), Ports::From(PORTS))?;
+        let mut cluster = Cluster::empty(own_host(), PORTS)?;
         let library = faketime();
         if library.is_none() {
             complain("left out: clocks that jump (libfaketime is not installed)");
@@ -103,11 +106,9 @@ impl Site {
                     ("FAKETIME_DISABLE_SHM".to_owned(), "1".into()),
                 ];
             }
-            let namespace = Some(wires.namespace(name));
-            cluster.place(name, Place { host: wires.host(name)?, namespace, environment });
+            cluster.place(name, Place { environment, ..wires.place(name)? });
         }
-        let namespace = Some(wires.namespace(ADMIN));
-        cluster.place(ADMIN, Place { host: wires.host(ADMIN)?, namespace, environment: Vec::new() });
+        cluster.place(ADMIN, wires.place(ADMIN)?);
         let seen = cluster.scratch("seen.json");
         let devices = respond(&wires, &seen, &cluster.scratch("devices.log"))?;
         let last = names.last().context("a cluster needs a node")?;
@@ -116,19 +117,15 @@ impl Site {
             complain("left out: a disk that fills up (no file system can be mounted here)");
         }
         let clocks = library.is_some();
-        let mut site =
-            Site { cluster, devices, seen, disk, wires, nodes: names, clocks, down: BTreeSet::new() };
+        let (left, down) = (VecDeque::new(), BTreeSet::new());
+        let mut site = Site { cluster, devices, seen, disk, wires, nodes: names, left, clocks, down };
         site.form()?;
         Ok(Some(site))
     }
 
     fn form(&mut self) -> Result<()> {
-        let (first, others) = self.nodes.split_first().context("a cluster needs a node")?;
-        self.cluster.init(first)?;
-        for name in others {
-            self.cluster.join(name)?;
-        }
-        self.cluster.await_whole()?;
+        let names: Vec<&str> = self.nodes.iter().map(String::as_str).collect();
+        self.cluster.form(&names)?;
         self.cluster.start_admin()?;
         self.cluster.enroll("accidents")?;
         self.cluster.announce("MB are left on the disk");
@@ -238,12 +235,12 @@ impl Site {
                 self.still_runs(victim)?;
                 self.cluster.kill(victim)?;
                 self.down.insert(victim.to_owned());
-                Ok(())
+                self.look_at(victim)
             }
             Accident::Frozen => self.cluster.signal(victim, Signal::SIGSTOP),
             Accident::CutFromNodes(way) => self.wires.cut(victim, &self.nodes, way, true),
             Accident::CutFromAll(way) => self.wires.cut(victim, self.wires.ends(), way, true),
-            Accident::AdminCut => self.wires.cut(victim, self.wires.ends(), super::wires::Way::Both, true),
+            Accident::AdminCut => self.wires.cut(victim, self.wires.ends(), Way::Both, true),
             Accident::Unplugged => self.wires.plug(victim, false),
             Accident::Clock(seconds) => set_clock(&self.cluster.scratch(&format!("{victim}.clock")), seconds),
             Accident::DiskFull(left) => self.disk.as_ref().context("there is no small disk")?.fill(left),
@@ -279,13 +276,27 @@ impl Site {
             Accident::Frozen => self.cluster.signal(victim, Signal::SIGCONT),
             Accident::CutFromNodes(way) => self.wires.cut(victim, &self.nodes, way, false),
             Accident::CutFromAll(way) => self.wires.cut(victim, self.wires.ends(), way, false),
-            Accident::AdminCut => self.wires.cut(victim, self.wires.ends(), super::wires::Way::Both, false),
+            Accident::AdminCut => self.wires.cut(victim, self.wires.ends(), Way::Both, false),
             Accident::Unplugged => self.wires.plug(victim, true),
             Accident::Clock(_) => set_clock(&self.cluster.scratch(&format!("{victim}.clock")), 0),
             Accident::DiskFull(_) => self.disk.as_ref().context("there is no small disk")?.clear(),
             Accident::AdminKilled => self.cluster.start_admin(),
             Accident::Weather(_) => Ok(()),
         }
+    }
+
+    /// Reads what a dead node left.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn look_at(&mut self, dead: &str) -> Result<()> {
+        let data = self.cluster.node(dead)?.data.clone();
+        let found = left(&data).with_context(|| format!("read what {dead} left"))?;
+        if self.left.len() >= LEFT_MAX {
+            self.left.pop_front();
+        }
+        self.left.push_back((dead.to_owned(), found));
+        Ok(())
     }
 
     /// Nobody ends unasked.

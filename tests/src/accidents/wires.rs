@@ -11,6 +11,7 @@
 //! API: [`Wires::start`], [`Wires::place`], [`Wires::cut`], [`Wires::weather`], [`Wires::plug`].
 
 use super::switch::{Fate, Switch};
+use crate::cluster::{Place, Ports};
 use crate::lab::ip;
 use crate::process::complain;
 use anyhow::{Context, Result};
@@ -21,6 +22,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub const DEVICES: &str = "devices";
 /// Name of the Web Admin's.
 pub const ADMIN: &str = "admin";
+/// Ports of all programs: each has an address of its own.
+pub const PORTS: Ports = Ports::From(7_480);
 
 /// Which way frames do not go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +82,10 @@ impl Wires {
         for end in self.ends.clone() {
             self.make(&end)?;
             let (name, host) = (self.namespace(&end), self.host(&end)?);
-            ip(&format!("link add lan0 netns {name} type veth peer name {end} netns {middle}"))?;
+            let card = self.card(&end)?;
+            ip(&format!(
+                "link add lan0 address {card} netns {name} type veth peer name {end} netns {middle}"
+            ))?;
             // A frame longer than the cable's would not fit through the switch.
             ip(&format!("-n {name} link set lan0 gso_max_segs 1"))?;
             ip(&format!("-n {name} link set lo up"))?;
@@ -91,9 +97,34 @@ impl Wires {
                 ADMIN => continue,
                 _ => ip(&format!("-n {name} route add 10.76.0.0/15 via {}", self.host(DEVICES)?))?,
             };
+            self.know_devices(&name, &end)?;
         }
         self.switch = Some(Switch::start(&middle, &self.ends, seed)?);
         Ok(())
+    }
+
+    /// Nodes and devices know each other's cards: a kernel that has to ask for one keeps what it was told to send,
+    /// and after a cut sends in one burst what its senders had given up long ago.
+    fn know_devices(&self, name: &str, end: &str) -> Result<()> {
+        let others = self.ends.iter().filter(|other| (*other == DEVICES) != (end == DEVICES));
+        for other in others {
+            let (host, card) = (self.host(other)?, self.card(other)?);
+            ip(&format!("-n {name} neigh add {host} lladdr {card} dev lan0 nud permanent"))?;
+        }
+        Ok(())
+    }
+
+    /// The hardware address of an end.
+    fn card(&self, end: &str) -> Result<String> {
+        Ok(format!("02:51:00:00:00:{:02x}", self.port(end)? + 1))
+    }
+
+    /// Where a program at an end runs.
+    ///
+    /// # Errors
+    /// When there is no such end.
+    pub fn place(&self, end: &str) -> Result<Place> {
+        Ok(Place { host: self.host(end)?, namespace: Some(self.namespace(end)), environment: Vec::new() })
     }
 
     /// The namespace of an end.

@@ -4,7 +4,9 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use quire_tests::accidents::{Options, run};
+use quire_tests::process::complain;
 use std::io::Write;
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// Breaks a real cluster on purpose: kill -9, SIGSTOP, partitions, loss and delay, clocks, disks. Needs root.
@@ -22,8 +24,18 @@ struct Arguments {
     nodes: u8,
 }
 
-fn main() -> Result<()> {
-    let Arguments { seed, minutes, nodes } = Arguments::parse();
+fn main() -> ExitCode {
+    match accidents(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("quire-accidents: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn accidents(arguments: &Arguments) -> Result<()> {
+    let Arguments { seed, minutes, nodes } = *arguments;
     let options = Options { seed, lasts: Duration::from_secs(minutes * 60), nodes: nodes.into() };
     let Some(report) = run(&options)? else { bail!("network namespaces are needed: run it as root") };
     let mut out = std::io::stdout();
