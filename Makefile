@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench sim fuzz setup lint fmt clean containers deny
+.PHONY: help demo test build bench sim accidents fuzz setup lint fmt clean containers deny
 
 # Cargo with the distribution's RocksDB.
 CARGO := deploy/cargo.sh
@@ -43,6 +43,11 @@ sim: ## whole clusters under virtual time from seeds, everything breaking; SIM="
 	@deploy/setup.sh build
 	@$(CARGO) build --release --locked --bin quire-sim
 	@exec target/release/quire-sim $(SIM)
+
+accidents: ## real processes in network namespaces, everything breaking; ACCIDENTS="--seed 7 --minutes 60"; as root
+	@deploy/setup.sh accidents
+	@$(CARGO) build --release --locked --bins
+	@exec target/release/quire-accidents $(ACCIDENTS)
 
 fuzz: ## every decoder under libFuzzer, FUZZ_SECONDS (60) each
 	@deploy/setup.sh fuzz

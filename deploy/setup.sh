@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs the Debian packages that one of the Makefile's targets needs: `setup.sh build|test|demo|bench|fuzz`.
+# Installs the Debian packages that one of the Makefile's targets needs: `setup.sh build|test|demo|bench|accidents|fuzz`.
 #
 # Takes well under a second when nothing is missing, and then needs neither root nor the network. It must never
 # start a system service (snmpd's package would), and never touch a package that is already there.
@@ -9,6 +9,8 @@ set -euo pipefail
 build=(make g++ libclang-dev librocksdb-dev)
 # Foreign responders and a browser for the tests: net-snmp, snmpsim in its own environment, Chromium, CUPS.
 test=(snmpd snmp python3-venv chromium cups-daemon cups-client cups-ipp-utils avahi-daemon)
+# Network namespaces, and clocks that jump.
+accidents=(iproute2 libfaketime)
 # Network namespaces, and who is measured beside Quire. A peer that this release lacks is left out: its row says so.
 bench=(iproute2 snmp libsnmp-dev zmap onesixtyone masscan prometheus-snmp-exporter)
 optional=()
@@ -16,9 +18,10 @@ optional=()
 case "${1:-build}" in
     build | demo) wanted=("${build[@]}") ;;
     bench) wanted=("${build[@]}") optional=("${bench[@]}") ;;
-    test) wanted=("${build[@]}" "${test[@]}") ;;
+    test) wanted=("${build[@]}" "${test[@]}" "${accidents[@]}") ;;
+    accidents) wanted=("${build[@]}" "${accidents[@]}") ;;
     fuzz) wanted=("${build[@]}") ;;
-    *) echo "usage: $0 build|test|demo|bench|fuzz" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|demo|bench|accidents|fuzz" >&2; exit 2 ;;
 esac
 
 command -v cargo >/dev/null || {

@@ -131,6 +131,8 @@ pub struct ReadingLine {
     pub at: String,
     pub node: String,
     pub epoch: u64,
+    /// Its number in the site's outbox: each once, later ones are higher.
+    pub seq: u64,
     pub counters: Counters,
     pub supplies: Vec<Supply>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -251,6 +253,7 @@ struct ReadingRow {
     at_ms: i64,
     node: String,
     epoch: i64,
+    seq: i64,
     reading: Vec<u8>,
 }
 
@@ -269,7 +272,7 @@ const DEVICE_FILTER: &str = "FROM devices d JOIN sites s ON s.key = d.site
 /// `?1` site, `?2` the key behind which to start, `?3` how many, -1 for all.
 const READINGS: &str =
     "SELECT r.key, s.name AS site, r.id, r.device, r.unit, r.at_ms, coalesce(n.name, r.node) AS node,
-            r.epoch, r.reading
+            r.epoch, r.seq, r.reading
      FROM readings r JOIN sites s ON s.key = r.site
      LEFT JOIN nodes n ON n.site = r.site AND n.node = r.node
      WHERE r.key > ?2 AND (?1 IS NULL OR s.name = ?1) ORDER BY r.key LIMIT ?3";
@@ -385,7 +388,7 @@ impl Store {
     ) -> Result<Vec<ReadingLine>, StoreError> {
         let rows: Vec<ReadingRow> = sqlx::query_as(
             "SELECT r.key, s.name AS site, r.id, r.device, r.unit, r.at_ms, coalesce(n.name, r.node) AS node,
-                    r.epoch, r.reading
+                    r.epoch, r.seq, r.reading
              FROM readings r JOIN sites s ON s.key = r.site
              LEFT JOIN nodes n ON n.site = r.site AND n.node = r.node
              WHERE s.name = ? AND r.device = ? ORDER BY r.at_ms DESC, r.key DESC LIMIT ?",
@@ -559,6 +562,7 @@ fn reading_line(row: ReadingRow) -> ReadingLine {
         at: time(row.at_ms),
         node: row.node,
         epoch: uint(row.epoch),
+        seq: uint(row.seq),
         counters: reading.counters,
         supplies: reading.supplies,
         status: reading.status,

@@ -6,11 +6,13 @@
 //! themselves; nothing sleeps for luck. Each cluster has a loopback address of its own, so that tests that
 //! run beside each other share no port. Dropping it leaves no process behind.
 
+use crate::lab::{inside, within};
 use crate::process::{Output, Process, complain, free_tcp_port, http_get, interrupted, run, wait};
+pub use crate::status::{Member, Status, Upstream, ask};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -55,70 +57,6 @@ impl Programs {
     }
 }
 
-/// `status --format json`, as far as tests need it.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    /// The cluster's name.
-    pub cluster: String,
-    /// Who answers.
-    pub node: String,
-    /// Its role.
-    pub role: String,
-    /// Who leads, where known.
-    pub leader: Option<String>,
-    /// Raft term.
-    pub term: u64,
-    /// Index of the last entry in the tables.
-    pub applied: u64,
-    /// Whether the answering node has quorum.
-    pub quorum: bool,
-    /// Every node.
-    pub members: Vec<Member>,
-    /// Units of the plan.
-    pub units: u64,
-    /// Units that nobody owns.
-    pub unassigned: u64,
-    /// Devices known.
-    pub devices: u64,
-    /// The link to the Web Admin.
-    pub upstream: Upstream,
-}
-
-/// One row of `members`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Member {
-    /// Its name.
-    pub name: String,
-    /// Its number in the cluster.
-    pub id: u64,
-    /// voter, learner or witness.
-    pub role: String,
-    /// Whether the others hear it.
-    pub alive: bool,
-    /// Units it owns.
-    pub units: u64,
-    /// Devices it reads.
-    pub devices: u64,
-}
-
-/// `upstream` of the status.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Upstream {
-    /// connected, connecting, disabled or refused.
-    pub state: String,
-    /// The node that holds the link.
-    pub holder: Option<String>,
-    /// Epoch of its claim.
-    pub epoch: u64,
-    /// Outbox number that the Web Admin has.
-    pub acked: u64,
-    /// Entries that wait.
-    pub pending: u64,
-}
-
 /// One node: its place and, while it runs, its process.
 #[derive(Debug)]
 pub struct Node {
@@ -159,6 +97,18 @@ pub struct Cluster {
     ports: Ports,
     /// Nodes that find no other program of this machine.
     deprived: Vec<String>,
+    places: BTreeMap<String, Place>,
+}
+
+/// Where a program runs that does not run on the cluster's own address.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its address.
+    pub host: IpAddr,
+    /// Its network namespace; none: that of the test.
+    pub namespace: Option<String>,
+    /// Environment variables.
+    pub environment: Vec<(String, PathBuf)>,
 }
 
 /// Which ports nodes and Web Admin get.
@@ -187,13 +137,18 @@ impl Cluster {
     /// of them alive and a leader.
     pub fn start(names: &[&str]) -> Result<Cluster> {
         let mut cluster = Cluster::empty(own_host(), Ports::Free)?;
-        let (first, others) = names.split_first().context("name at least one node")?;
-        cluster.init(first)?;
-        for name in others {
-            cluster.join(name)?;
-        }
-        cluster.await_whole()?;
+        cluster.form(names)?;
         Ok(cluster)
+    }
+
+    /// The same in a place that was made before.
+    pub fn form(&mut self, names: &[&str]) -> Result<()> {
+        let (first, others) = names.split_first().context("name at least one node")?;
+        self.init(first)?;
+        for name in others {
+            self.join(name)?;
+        }
+        self.await_whole()
     }
 
     /// A place for a cluster on `host`, with no process yet.
@@ -211,6 +166,7 @@ impl Cluster {
             finished: false,
             ports,
             deprived: Vec::new(),
+            places: BTreeMap::new(),
         })
     }
 
@@ -219,12 +175,25 @@ impl Cluster {
         self.deprived.push(name.to_owned());
     }
 
+    /// From its next start on this node, or `admin`, runs there.
+    pub fn place(&mut self, name: &str, place: Place) {
+        self.places.insert(name.to_owned(), place);
+    }
+
+    fn host_of(&self, name: &str) -> IpAddr {
+        self.places.get(name).map_or(self.host, |place| place.host)
+    }
+
+    fn namespace_of(&self, name: &str) -> Option<&str> {
+        self.places.get(name)?.namespace.as_deref()
+    }
+
     /// Starts the first node of a new cluster and waits until it leads.
     pub fn init(&mut self, name: &str) -> Result<()> {
         self.add(name)?;
         self.spawn(name, &["--init", "demo"])?;
         wait("the first node to lead", TRANSITION, || {
-            self.still_runs(name)?;
+            self.must_run(name)?;
             let status = self.status_of(name)?;
             ensure!(status.quorum && status.leader.as_deref() == Some(name), "it says {status:?}");
             Ok(())
@@ -240,7 +209,7 @@ impl Cluster {
         self.add(name)?;
         self.spawn(name, &["--join", &door, "--token", &format!("@{}", file.display())])?;
         wait(&format!("{name} to join"), TRANSITION, || {
-            self.still_runs(name)?;
+            self.must_run(name)?;
             ensure!(self.status_of(name)?.quorum, "{name} has no quorum");
             Ok(())
         })
@@ -256,7 +225,7 @@ impl Cluster {
         let console = self.node(name)?.console.to_string();
         self.spawn_with(name, &["--console", &console])?;
         wait(&format!("{name} to lead what was restored"), TRANSITION, || {
-            self.still_runs(name)?;
+            self.must_run(name)?;
             ensure!(self.status_of(name)?.quorum, "{name} has no quorum");
             Ok(())
         })
@@ -287,7 +256,7 @@ impl Cluster {
 
     fn add(&mut self, name: &str) -> Result<()> {
         let data = self.dir.path().join(name);
-        let (listen, console) = self.ports.of(self.host, self.nodes.len() as u16 + 1)?;
+        let (listen, console) = self.ports.of(self.host_of(name), self.nodes.len() as u16 + 1)?;
         self.nodes.push(Node { name: name.to_owned(), data, listen, console, process: None });
         Ok(())
     }
@@ -307,11 +276,15 @@ impl Cluster {
         let program = self.programs.path("quire");
         let nowhere = self.dir.path().join("no-programs");
         let bare = self.deprived.iter().any(|deprived| deprived == name);
-        let environment = if bare { vec![("PATH", nowhere.as_path())] } else { Vec::new() };
-        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
-        let data = node.data.display().to_string();
+        let mut environment = if bare { vec![("PATH", nowhere.as_path())] } else { Vec::new() };
+        let own = self.places.get(name).map(|place| place.environment.clone()).unwrap_or_default();
+        environment.extend(own.iter().map(|(name, value)| (name.as_str(), value.as_path())));
+        let data = self.node(name)?.data.display().to_string();
         let args = [&["node", "--data-dir", &data], options].concat();
-        node.process = Some(Process::start_with(name, &program, &args, &log, &environment)?);
+        let line = within(self.namespace_of(name), &program, &args);
+        let process = Process::start_with(name, &line.program, &line.args, &log, &environment)?;
+        let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
+        node.process = Some(process);
         Ok(())
     }
 
@@ -393,21 +366,30 @@ impl Cluster {
         self.any(&["settings", "apply", &file.display().to_string()])?.ok()
     }
 
-    /// Starts the Web Admin and waits for its console.
+    /// Starts the Web Admin, anew where it ran before, and waits for its console.
     pub fn start_admin(&mut self) -> Result<()> {
         let data = self.dir.path().join("admin");
-        let (listen, console) = self.ports.of(self.host, 0)?;
+        let (listen, console) = match &self.admin {
+            Some(before) => (before.listen, before.console),
+            None => self.ports.of(self.host_of("admin"), 0)?,
+        };
         let (path, on, people) = (data.display().to_string(), listen.to_string(), console.to_string());
         let args = ["serve", "--data-dir", &path, "--listen", &on, "--console", &people];
-        let mut process =
-            Process::start("admin", &self.programs.path("quire-admin"), &args, &self.log_of("admin"))?;
+        let line = within(self.namespace_of("admin"), &self.programs.path("quire-admin"), &args);
+        let mut process = Process::start("admin", &line.program, &line.args, &self.log_of("admin"))?;
         wait("the Web Admin to answer", TRANSITION, || {
             process.must_run()?;
-            let (status, _) = http_get(console, "/readyz")?;
+            let (status, _) = inside(self.namespace_of("admin"), || http_get(console, "/readyz"))??;
             ensure!(status == 200, "/readyz says {status}");
             Ok(())
         })?;
         self.admin = Some(Admin { data, listen, console, process });
+        Ok(())
+    }
+
+    /// `kill -9` for the Web Admin.
+    pub fn kill_admin(&mut self) -> Result<()> {
+        self.admin.as_mut().context("no Web Admin runs")?.process.kill();
         Ok(())
     }
 
@@ -499,7 +481,8 @@ impl Cluster {
         self.spawn(name, &[])
     }
 
-    fn still_runs(&mut self, name: &str) -> Result<()> {
+    /// An error once a node has ended that was started.
+    pub fn must_run(&mut self, name: &str) -> Result<()> {
         let node = self.nodes.iter_mut().find(|node| node.name == name).context("no such node")?;
         let process = node.process.as_mut().with_context(|| format!("{name} does not run"))?;
         process.must_run()

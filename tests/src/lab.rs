@@ -5,7 +5,7 @@
 //! near 10.78.0.1/30 ---- 10.78.0.2/30 far, which answers for 10.76.0.0/15
 //! ```
 //!
-//! API: [`Lab::start`], [`Lab::near`], [`Lab::respond`], [`Lab::first`].
+//! API: [`Lab::start`], [`Lab::near`], [`Lab::respond`], [`Lab::first`]; [`ip`], [`within`], [`inside`] for others' namespaces.
 
 use crate::cluster::Programs;
 use crate::process::{Process, complain, free_udp_port, run, wait};
@@ -42,9 +42,48 @@ fn ip_program() -> PathBuf {
     if usual.exists() { usual.to_owned() } else { PathBuf::from("/sbin/ip") }
 }
 
-fn ip(args: &str) -> Result<String> {
+/// Runs `ip` to its end; gives what it prints.
+///
+/// # Errors
+/// When it fails.
+pub fn ip(args: &str) -> Result<String> {
     let args: Vec<&str> = args.split(' ').collect();
     run(&ip_program(), &args, PATIENCE)?.ok()
+}
+
+/// The line that runs a program in a network namespace, or where we are.
+#[must_use]
+pub fn within<S: AsRef<str>>(namespace: Option<&str>, program: &Path, args: &[S]) -> Line {
+    let args = args.iter().map(|arg| arg.as_ref().to_owned());
+    match namespace {
+        None => Line { program: program.to_owned(), args: args.collect() },
+        Some(name) => {
+            let own = ["netns", "exec", name, &program.display().to_string()].map(str::to_owned);
+            Line { program: ip_program(), args: own.into_iter().chain(args).collect() }
+        }
+    }
+}
+
+/// Makes this thread, and no other, one of a network namespace.
+///
+/// # Errors
+/// When there is no such namespace, or the kernel refuses.
+pub fn enter(namespace: &str) -> Result<()> {
+    let file = Path::new("/run/netns").join(namespace);
+    let file = std::fs::File::open(&file).with_context(|| format!("open {}", file.display()))?;
+    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).context("enter a network namespace")
+}
+
+/// Does something in a network namespace, on a thread of its own.
+///
+/// # Errors
+/// When there is no such namespace.
+pub fn inside<T: Send>(namespace: Option<&str>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let Some(namespace) = namespace else { return Ok(work()) };
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| enter(namespace).map(|()| work()));
+        worker.join().map_err(|_| anyhow::anyhow!("a thread in {namespace} panicked"))?
+    })
 }
 
 impl Lab {
@@ -120,18 +159,7 @@ impl Lab {
     /// The line that runs a program at the near end.
     #[must_use]
     pub fn near<S: AsRef<str>>(&self, program: &Path, args: &[S]) -> Line {
-        Self::within(self.names.as_ref().map(|names| &names.0), program, args)
-    }
-
-    fn within<S: AsRef<str>>(name: Option<&String>, program: &Path, args: &[S]) -> Line {
-        let args = args.iter().map(|arg| arg.as_ref().to_owned());
-        match name {
-            None => Line { program: program.to_owned(), args: args.collect() },
-            Some(name) => {
-                let own = ["netns", "exec", name, &program.display().to_string()].map(str::to_owned);
-                Line { program: ip_program(), args: own.into_iter().chain(args).collect() }
-            }
-        }
+        within(self.names.as_ref().map(|names| names.0.as_str()), program, args)
     }
 
     /// The hardware address that leads to the far end, for programs that write their own frames.
@@ -186,7 +214,7 @@ impl Lab {
             args.push("--record".to_owned());
         }
         let program = Programs::find()?.path("quire-responder");
-        let line = Self::within(self.names.as_ref().map(|names| &names.1), &program, &args);
+        let line = within(self.names.as_ref().map(|names| names.1.as_str()), &program, &args);
         let log = self.scratch(&format!("responder-{n}.log"));
         let mut process = Process::start("responder", &line.program, &line.args, &log)?;
         wait("the responder to be ready", PATIENCE, || {

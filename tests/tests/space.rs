@@ -1,48 +1,10 @@
 //! A disk that fills up: the node on it steps back, the others do its work, and with room it is back by itself.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
 use quire_tests::cluster::{Cluster, Ports, TRANSITION, own_host, settings};
+use quire_tests::disk::Disk;
 use quire_tests::process::{complain, free_udp_port, http_get, wait};
 use serde_json::Value;
-
-/// A small file system of its own; it goes with this.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// `None` where none can be mounted.
-    fn mount(at: &Path) -> Result<Option<Disk>> {
-        std::fs::create_dir(at).context("make a place for a disk")?;
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=200m,mode=0700", "quire-test"])
-            .arg(at)
-            .output()
-            .context("run mount")?;
-        Ok(mounted.status.success().then(|| Disk(at.to_owned())))
-    }
-
-    /// Leaves so many MB.
-    fn fill(&self, left: u64) -> Result<()> {
-        let stat =
-            Command::new("df").args(["--output=avail", "-B1M"]).arg(&self.0).output().context("run df")?;
-        let free =
-            String::from_utf8_lossy(&stat.stdout).lines().nth(1).unwrap_or_default().trim().parse::<u64>()?;
-        let some = vec![1; usize::try_from(free.saturating_sub(left))? << 20];
-        std::fs::write(self.0.join("somebody-else"), some).context("fill the disk")
-    }
-
-    fn clear(&self) -> Result<()> {
-        std::fs::remove_file(self.0.join("somebody-else")).context("make room")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
 
 fn row(cluster: &Cluster, name: &str) -> Result<Value> {
     let rows = cluster.quire("n1", &["members", "--format", "json"])?.json()?;
@@ -52,7 +14,7 @@ fn row(cluster: &Cluster, name: &str) -> Result<Value> {
 fn scenario() -> Result<()> {
     let mut cluster = Cluster::empty(own_host(), Ports::Free)?;
     cluster.init("n1")?;
-    let Some(disk) = Disk::mount(&cluster.scratch("n2"))? else {
+    let Some(disk) = Disk::mount(&cluster.scratch("n2"), 200)? else {
         complain("left out: a disk that fills up (no file system can be mounted here)");
         return cluster.finish();
     };

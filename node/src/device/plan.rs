@@ -384,7 +384,9 @@ impl ReadPlan {
         let own = learnt.shape.often - learnt.shape.run;
         let between = own..self.watched_places().end;
         let mut found = Vec::with_capacity(learnt.shape.often);
-        found.extend(answer.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen));
+        found.extend(
+            answer.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen),
+        );
         self.patch_with(&found, false)
     }
 
@@ -436,7 +438,8 @@ impl ReadPlan {
         if often == 0 {
             return ReadPlan::default();
         }
-        let found: Vec<Seen<'_>> = asks.iter().filter_map(|ask| answers.get(&ask.oid)).map(Seen::from).collect();
+        let found: Vec<Seen<'_>> =
+            asks.iter().filter_map(|ask| answers.get(&ask.oid)).map(Seen::from).collect();
         let (sums, others) = (draft.sums(&positions), draft.outranked(&positions));
         let News { levels, state, .. } = News::of(&asks, &found);
         let mut template = reading.clone();

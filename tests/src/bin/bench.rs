@@ -28,7 +28,7 @@ enum Part {
     Gentleness,
     /// 1, 10 and 100 thousand.
     Growth,
-    /// The leader is killed.
+    /// Nodes are killed, silent, cut off, upgraded; elections under load.
     Failover,
     /// Planner and state machine with 100 nodes, 100,000 segments, a million devices; takes some gigabytes.
     Scale,
@@ -47,9 +47,8 @@ struct Options {
     /// Devices that a node gets to know.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=130_000))]
     devices: u32,
-    /// How often the leader is killed.
-    #[arg(long, default_value_t = 5)]
-    kills: usize,
+    #[command(flatten)]
+    failover: failover::Amounts,
 }
 
 fn main() -> ExitCode {
@@ -96,7 +95,7 @@ fn measure(part: Part, options: &Options, lab: &Lab) -> Result<Vec<Row>> {
         Part::Known => memory::known(options.devices),
         Part::Gentleness => gentle::rows(lab),
         Part::Growth => growth::rows(lab),
-        Part::Failover => failover::rows(options.kills.max(1)),
+        Part::Failover => failover::rows(&options.failover),
         Part::Scale => scale::rows(scale::LARGE),
     }
 }
