@@ -55,15 +55,14 @@ impl Pin {
         self.known.or(self.new)
     }
 
-    /// Takes note of what a visit met; the first one stays.
-    fn meet(&mut self, ip: IpAddr, met: Option<Fingerprint>) {
+    /// Takes note of what a visit met; the first one stays, and another one is given back.
+    fn meet(&mut self, met: Option<Fingerprint>) -> Option<Fingerprint> {
         match (self.get(), met) {
-            (Some(before), Some(now)) if before != now => {
-                tracing::warn!(%ip, %before, %now, "the device's certificate is another one: no login is offered");
-            }
+            (Some(before), Some(now)) if before != now => return Some(now),
             (None, Some(now)) => self.new = Some(now),
             (Some(_), Some(_)) | (_, None) => {}
         }
+        None
     }
 
     /// What the cluster should pin from now on; empty where that is nothing new.
@@ -76,6 +75,8 @@ impl Pin {
 #[derive(Clone, Default)]
 struct Known {
     login_refused: bool,
+    /// A certificate that is not the pinned one, which was warned of.
+    strange: Option<Fingerprint>,
     nothing_until: Millis,
     /// What its pages said last, without counters and levels.
     identity: Reading,
@@ -88,6 +89,14 @@ impl Known {
             tracing::warn!(%ip, "the device refused the configured login; it is not offered again");
         }
         self.login_refused |= learnt.login_refused;
+    }
+
+    /// Warns of another certificate, once for each.
+    fn warn_of(&mut self, ip: IpAddr, strange: Option<Fingerprint>) {
+        if let Some(met) = strange.filter(|_| strange != self.strange) {
+            tracing::warn!(%ip, %met, "the device's certificate is not the pinned one: no login is offered");
+            self.strange = strange;
+        }
     }
 }
 
@@ -125,9 +134,12 @@ impl Web {
 
     /// Remembers what somebody learnt of a device's web server.
     pub(super) fn learn(&self, ip: IpAddr, learnt: &Learnt, pin: &mut Pin) {
-        pin.meet(ip, learnt.fingerprint);
-        if learnt.login_refused {
-            self.known().entry(ip).or_default().learn(ip, learnt);
+        let strange = pin.meet(learnt.fingerprint);
+        if learnt.login_refused || strange.is_some() {
+            let mut known = self.known();
+            let known = known.entry(ip).or_default();
+            known.warn_of(ip, strange);
+            known.learn(ip, learnt);
         }
     }
 
@@ -164,7 +176,7 @@ impl Web {
         let Ok(_turn) = self.active.acquire().await else { return standard };
         let asking = asking(settings, ip, &known, pin);
         let (whole, learnt) = web::complete(standard, ip, &asking).await;
-        pin.meet(ip, learnt.fingerprint);
+        known.warn_of(ip, pin.meet(learnt.fingerprint));
         known.learn(ip, &learnt);
         let whole = remember(whole, known.identity.clone());
         if learnt.found {
@@ -257,6 +269,7 @@ mod tests {
         web.learn(ip, &met, &mut pin);
         let asked = web.asking(&settings, ip, &pin);
         assert_eq!((asked.pin, asked.login.is_none()), (Some(first), true));
+        assert_eq!(web.known().get(&ip).and_then(|known| known.strange), Some(other), "it was warned of once");
         // The next read, on whichever node, starts from what the cluster keeps, and has nothing new to say.
         let mut next = Pin::of(&pin.news());
         web.learn(ip, &met, &mut next);
