@@ -12,6 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use quire_proto::store::{AlertNews, DeviceNews, Meta, OutboxDay, OutboxEntry, ReadingRow};
 
+use crate::glimpse::Waiting;
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table};
 
@@ -136,9 +137,13 @@ fn decode(stored: Bytes) -> Result<OutboxEntry, Fault> {
     OutboxEntry::decode(stored).map_err(|reason| Fault::Damaged { table: Table::Outbox, reason })
 }
 
+fn glimpse(stored: Bytes) -> Result<Waiting, Fault> {
+    Waiting::decode(stored).map_err(|reason| Fault::Damaged { table: Table::Outbox, reason })
+}
+
 /// Removes an entry, and what says that it is its day's last.
 fn remove(tables: &mut Overlay<'_>, key: &[u8], stored: Bytes) -> Result<(), Fault> {
-    let entry = decode(stored)?;
+    let entry = glimpse(stored)?;
     tables.delete(Table::Outbox, key);
     let Some(row) = entry.row else { return Ok(()) };
     let day = day_key(&row.device, row.at_ms);
@@ -168,7 +173,7 @@ pub(crate) fn compact(
             break;
         }
         through = seq;
-        let Some(row) = decode(stored)?.row else { continue };
+        let Some(row) = glimpse(stored)?.row else { continue };
         let last: Option<OutboxDay> = tables.row(Table::OutboxDays, &day_key(&row.device, row.at_ms))?;
         if last.is_some_and(|last| last.seq != seq) {
             tables.delete(Table::Outbox, &key);

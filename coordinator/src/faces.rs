@@ -36,7 +36,14 @@ pub(crate) fn place(
 ) -> Result<(DeviceRow, String), Fault> {
     let evidence = Evidence::new(&reading.facts, place.zone, place.address);
     let face = match evidence.face() {
-        Some(key) => strong(tables, meta, clerk, (node, place), (&evidence, key), reading)?,
+        Some(key) => {
+            let (face, device) = strong(tables, meta, clerk, (node, place), (&evidence, key), reading)?;
+            if let Some(device) = device {
+                // Nothing moved: the row in hand says whose face it is.
+                return Ok((tables.row(Table::Devices, device.as_bytes())?.unwrap_or_default(), face));
+            }
+            face
+        }
         None => match neighbour(tables, &evidence.address, reading)? {
             Some(found) => return Ok(found),
             None => weak(tables, meta, clerk, (node, place), reading)?,
@@ -47,7 +54,8 @@ pub(crate) fn place(
     Ok((device, face))
 }
 
-/// Notes a sighting of a face with strong evidence; what depends on it is worked out again.
+/// Notes a sighting of a face with strong evidence; what depends on it is worked out again. Answers the face, and its
+/// device where nothing had to be worked out.
 fn strong(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
@@ -55,7 +63,7 @@ fn strong(
     (node, place): (u64, &Place<'_>),
     (evidence, key): (&Evidence, String),
     reading: &Reading,
-) -> Result<String, Fault> {
+) -> Result<(String, Option<String>), Fault> {
     let known: Option<FaceRow> = tables.row(Table::Faces, key.as_bytes())?;
     let is_new = known.is_none();
     let mut face = known.unwrap_or_else(|| FaceRow {
@@ -83,13 +91,14 @@ fn strong(
         }
         alone &= row.common || row.faces.len() == 1;
     }
-    if is_new || !alone {
-        work_out(tables, meta, clerk, &around)?;
+    if !is_new && alone {
+        return Ok((key, Some(face.device)));
     }
+    work_out(tables, meta, clerk, &around)?;
     if is_new && adopt(tables, &key, &evidence.address)? {
         work_out(tables, meta, clerk, &around)?;
     }
-    Ok(key)
+    Ok((key, None))
 }
 
 fn see(face: &mut FaceRow, node: u64, place: &Place<'_>, reading: &Reading) {

@@ -11,7 +11,7 @@ use prost::Message as _;
 use quire_proto::store::{Meta, ReadingRow};
 
 use crate::rows::{self, reading_key};
-use crate::tables::{Fault, Overlay, Read, ReadExt as _, Table};
+use crate::tables::{Fault, Overlay, Read, ReadExt as _, Row, Table};
 
 /// What the history may grow to.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +143,10 @@ pub(crate) fn compact(
         true => Vec::new(),
         false => crate::tables::after(&meta.compacted_through),
     };
-    for (key, stored) in tables.range(Table::Readings, &from, 2 * came_in + 8)? {
+    let most = 2 * came_in + 8;
+    for (key, stored) in oldest(tables, &from, most, |at_ms, _| {
+        at_ms < horizon || meta.detailed_readings > bounds.detail_rows
+    })? {
         let row = decode(stored)?;
         if row.at_ms >= horizon && meta.detailed_readings <= bounds.detail_rows {
             break;
@@ -161,7 +164,23 @@ pub(crate) fn compact(
             thin_day(tables, meta, &row.device, rows::day(row.at_ms))?;
         }
     }
-    drop_oldest(tables, meta, now_ms.saturating_sub(bounds.daily_ms), 2 * came_in + 8, bounds.daily_rows)
+    drop_oldest(tables, meta, now_ms.saturating_sub(bounds.daily_ms), most, bounds.daily_rows)
+}
+
+/// The readings from a key on, at most so many; none where the first is not wanted, which its key tells: that is so for
+/// most entries of the log.
+fn oldest(
+    tables: &Overlay<'_>,
+    from: &[u8],
+    most: usize,
+    wanted: impl Fn(u64, &[u8]) -> bool,
+) -> Result<Vec<Row>, Fault> {
+    let first = tables.range(Table::Readings, from, 1)?.into_iter().next();
+    let at_ms = |key: &Bytes| key.first_chunk::<8>().map_or(0, |at| u64::from_be_bytes(*at));
+    match first.is_some_and(|(key, _)| wanted(at_ms(&key), &key)) {
+        true => tables.range(Table::Readings, from, most),
+        false => Ok(Vec::new()),
+    }
 }
 
 fn drop_oldest(
@@ -171,7 +190,9 @@ fn drop_oldest(
     most: usize,
     rows: u64,
 ) -> Result<(), Fault> {
-    for (key, stored) in tables.range(Table::Readings, &[], most)? {
+    for (key, stored) in oldest(tables, &[], most, |at_ms, key| {
+        (at_ms < horizon || meta.daily_readings > rows) && key <= &meta.compacted_through[..]
+    })? {
         let row = decode(stored)?;
         let old = row.at_ms < horizon || meta.daily_readings > rows;
         if !old || key > meta.compacted_through {

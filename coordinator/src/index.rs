@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use quire_proto::store::DeviceRow;
 
+use crate::glimpse::Home;
 use crate::rows::place_key;
 use crate::tables::{Fault, Overlay, Read as _, Table};
 
@@ -29,6 +29,6 @@ pub(crate) fn follow(tables: &mut Overlay<'_>) -> Result<(), Fault> {
 
 fn place(stored: Option<Bytes>) -> Result<Option<Vec<u8>>, Fault> {
     let Some(stored) = stored else { return Ok(None) };
-    let row = DeviceRow::decode(stored).map_err(|reason| Fault::Damaged { table: Table::Devices, reason })?;
+    let row = Home::decode(stored).map_err(|reason| Fault::Damaged { table: Table::Devices, reason })?;
     Ok(Some(place_key(&row.zone, &row.address, &row.id)))
 }

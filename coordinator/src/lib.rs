@@ -15,6 +15,7 @@ pub mod explore;
 pub mod extent;
 mod faces;
 pub mod found;
+mod glimpse;
 pub mod history;
 mod homes;
 pub mod identity;

@@ -44,6 +44,19 @@ pub fn fields(counters: &Counters) -> [(&'static str, Option<u64>); 9] {
     ]
 }
 
+/// What [`fields`] are called among a reading's sources.
+const FULL: [&str; 9] = [
+    "counters.total",
+    "counters.mono",
+    "counters.color",
+    "counters.prints",
+    "counters.copies",
+    "counters.faxes",
+    "counters.scans",
+    "counters.duplex",
+    "counters.large",
+];
+
 /// Brings the meters of a device to a later reading of it; answers what happened, without device and node.
 pub(crate) fn follow(
     meters: &mut Vec<Meter>,
@@ -52,11 +65,22 @@ pub(crate) fn follow(
     at_ms: u64,
 ) -> Vec<EventRow> {
     let mut events = Vec::new();
-    for (field, value) in fields(counters) {
+    for ((field, value), full) in fields(counters).into_iter().zip(FULL) {
         let Some(value) = value else { continue };
-        let source =
-            sources.get(&format!("counters.{field}")).map(|source| place_of(source)).unwrap_or_default();
-        let unit = if field == "total" { counters.unit.clone().unwrap_or_default() } else { String::new() };
+        let source = sources.get(full).map(|source| place_of(source)).unwrap_or_default();
+        let unit = if field == "total" { counters.unit.as_deref().unwrap_or_default() } else { "" };
+        let known = meters.iter_mut().find(|meter| meter.field == field);
+        if let Some(meter) = known
+            && meter.source == source
+            && meter.unit == unit
+            && meter.before.is_none()
+            && value >= meter.value
+        {
+            // Nearly always: it counts on.
+            (meter.value, meter.at_ms) = (value, at_ms);
+            continue;
+        }
+        let (source, unit) = (source.to_owned(), unit.to_owned());
         let seen = Meter { field: field.to_owned(), value, at_ms, source, unit, ..Meter::default() };
         match meters.iter_mut().find(|meter| meter.field == field) {
             Some(meter) => events.extend(step(meter, seen)),
@@ -67,10 +91,10 @@ pub(crate) fn follow(
 }
 
 /// An OID or attribute as it is; of an address of a page what stands behind the host, which moves.
-fn place_of(source: &str) -> String {
+fn place_of(source: &str) -> &str {
     match source.split_once("://") {
-        Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path).to_owned(),
-        None => source.to_owned(),
+        Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path),
+        None => source,
     }
 }
 
@@ -203,6 +227,12 @@ mod tests {
     #[test]
     fn a_page_is_the_same_source_at_a_new_address() {
         assert_eq!(place_of("http://10.0.0.5/usage.html#x"), place_of("https://10.0.0.9:8443/usage.html#x"));
+    }
+
+    #[test]
+    fn sources_are_named_as_the_fields() {
+        let named = fields(&Counters::default()).map(|(field, _)| format!("counters.{field}"));
+        assert_eq!(named, FULL);
     }
 
     proptest! {

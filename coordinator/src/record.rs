@@ -12,6 +12,7 @@ use quire_proto::reading::Reading;
 use quire_proto::store::observation::What;
 use quire_proto::store::{DeviceRow, EventRow, Meta, Observation, ReadingRow, Record, SweepMark, UnitRow};
 
+use crate::glimpse::Granted;
 use crate::homes::{self, Place};
 use crate::news::{self, Clerk};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
@@ -63,24 +64,27 @@ fn one(
     (node, clerk): (NodeId, &mut Clerk),
     observation: &Observation,
 ) -> Result<(), Fault> {
-    let unit = match observation.unit.parse::<UnitId>() {
-        Ok(id) => rows::unit(tables, &id)?,
-        Err(_) => None,
+    let id = observation.unit.parse::<UnitId>().ok();
+    let unit: Option<Granted> = match &id {
+        Some(id) => tables.row(Table::Units, id.as_str().as_bytes())?,
+        None => None,
     };
-    let granted = unit.as_ref().is_some_and(|unit| unit.node == node.0 && unit.epoch == observation.epoch);
+    let granted = unit.is_some_and(|unit| unit.node == node.0 && unit.epoch == observation.epoch);
     let in_force = granted || observation.local;
     match &observation.what {
         Some(What::Reading(reading)) => {
-            keep_reading(tables, meta, (node, clerk), observation, reading, !in_force)
+            let unit = (id.as_ref(), unit.and_then(|unit| unit.hops));
+            keep_reading(tables, meta, (node, clerk), (observation, unit), reading, !in_force)
         }
         Some(What::Silence(silence)) if in_force => note_silence(tables, observation, &silence.device),
-        Some(What::Sweep(mark)) => match unit {
-            Some(unit) if in_force => {
+        Some(What::Sweep(mark)) => {
+            if let Some(id) = id.filter(|_| in_force)
+                && let Some(unit) = rows::unit(tables, &id)?
+            {
                 note_sweep(tables, unit, mark, observation.at_ms);
-                Ok(())
             }
-            _ => Ok(()),
-        },
+            Ok(())
+        }
         Some(What::Silence(_) | What::Refusal(_)) | None => Ok(()),
     }
 }
@@ -89,14 +93,13 @@ fn keep_reading(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
     (node, clerk): (NodeId, &mut Clerk),
-    observation: &Observation,
+    (observation, (unit, unit_hops)): (&Observation, (Option<&UnitId>, Option<u32>)),
     stored: &Bytes,
     late: bool,
 ) -> Result<(), Fault> {
     let Ok(reading) = convert::decode(stored) else { return Ok(()) };
-    let unit = observation.unit.parse::<UnitId>();
     let place = Place {
-        zone: unit.as_ref().map_or("", UnitId::zone),
+        zone: unit.map_or("", UnitId::zone),
         unit: &observation.unit,
         address: &observation.address,
         at_ms: observation.at_ms,
@@ -113,11 +116,8 @@ fn keep_reading(
         follow(tables, clerk, (node, observation.at_ms), &mut device, &reading);
         expiry::was_read(tables, meta, clerk, &mut device)?;
         device.node = node.0;
-        device.hops = observation.hops;
-        if let (None, Ok(unit)) = (device.hops, &unit) {
-            // Read before the way was measured, or by a node that did not know it yet.
-            device.hops = rows::unit(tables, unit)?.and_then(|row| row.hops);
-        }
+        // Read before the way was measured, or by a node that did not know it yet: as far as the unit.
+        device.hops = observation.hops.or(unit_hops);
         device.user.clone_from(&observation.user);
         pin(&mut device, &observation.certificate);
         device.reading = stored.clone();
@@ -206,6 +206,9 @@ fn as_of(place: &Place<'_>, node: NodeId, observation: &Observation, stored: &By
 
 /// True for an address that the operator hides from the Web Admin.
 pub(crate) fn hidden(meta: &Meta, address: &str) -> bool {
+    if meta.hide.is_empty() {
+        return false;
+    }
     let Ok(at) = address.parse::<std::net::SocketAddr>() else { return false };
     meta.hide.iter().filter_map(|prefix| prefix.parse::<IpNet>().ok()).any(|prefix| prefix.contains(&at.ip()))
 }

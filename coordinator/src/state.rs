@@ -4,6 +4,8 @@
 //! index and the command alone (the time comes in the command); a refusal is an outcome, an error
 //! means that the store below is broken.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use quire_proto::id::{NodeId, UnitId};
 use quire_proto::store::ask::What as AskWhat;
@@ -11,8 +13,8 @@ use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{
     Ack, ApiTokenRow, Ask, AuditRow, Bootstrap, Claim, Command, CreateApiToken, CreateToken, DeviceRow,
-    Enroll, ForgetReaches, Grant, Join, Member, Outcome, Plan, PutSettings, PutUpstreamIdentities, ReachRow,
-    Releases, RemoveMember, ReportReach, SetUpstreamMode, TokenRow, UnitRow, UpdateMember,
+    Enroll, ForgetReaches, Grant, Join, Member, Outcome, Plan, PutSettings, PutUpstreamIdentities, Reach,
+    ReachRow, Releases, RemoveMember, ReportReach, SetUpstreamMode, TokenRow, UnitRow, UpdateMember,
 };
 
 use crate::news::Clerk;
@@ -375,9 +377,20 @@ fn report_reach(tables: &mut Overlay<'_>, report: &ReportReach) -> Result<Answer
         tables.put(Table::Reach, &rows::reach_key(NodeId(report.node), &reach.segment), &row);
     }
     let meta = rows::meta(tables)?;
+    let mut told: BTreeMap<&str, &Reach> = BTreeMap::new();
+    for reach in &report.reaches {
+        told.entry(&reach.segment).or_insert(reach);
+    }
+    let mut own: Vec<UnitRow> = Vec::new();
+    tables.each(Table::Units, &[], |_, unit: UnitRow| {
+        if unit.node == report.node {
+            own.push(unit);
+        }
+        true
+    })?;
     // A row says how far its owner is, as measured last, not as it was when the unit was granted.
-    for mut unit in rows::units(tables)?.into_iter().filter(|unit| unit.node == report.node) {
-        let measured = report.reaches.iter().find(|reach| reach.segment == unit.segment);
+    for mut unit in own {
+        let measured = told.get(unit.segment.as_str());
         if let Some(reach) = measured.filter(|reach| reach.hops != unit.hops) {
             unit.hops = reach.hops;
             tables.put(Table::Units, unit.unit.as_bytes(), &unit);

@@ -3,7 +3,9 @@
 //! Architecture Invariant: only [`crate::state::apply`] writes tables, and it writes into an
 //! [`Overlay`] that the shell commits in one batch together with `last_applied`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use prost::Message;
@@ -210,7 +212,11 @@ pub fn after(key: &[u8]) -> Vec<u8> {
 /// Uncommitted writes over a base: reads see them, the shell commits them as one batch.
 pub struct Overlay<'a> {
     base: &'a dyn Read,
-    writes: BTreeMap<(Table, Bytes), Option<Bytes>>,
+    writes: BTreeMap<Table, BTreeMap<Bytes, Option<Bytes>>>,
+    /// What the base answered for rows that every reading of a unit asks for, and for all decisions: the base does not
+    /// change under an overlay.
+    asked: RefCell<BTreeMap<(Table, Bytes), Option<Bytes>>>,
+    decisions: RefCell<Option<Vec<Row>>>,
     /// Devices written since [`Overlay::take_devices`], with what was written before; `None`: the base has it.
     devices: BTreeMap<Bytes, Option<Option<Bytes>>>,
 }
@@ -221,7 +227,13 @@ pub(crate) type Before = (Bytes, Option<Bytes>);
 impl<'a> Overlay<'a> {
     /// Nothing written yet.
     pub fn new(base: &'a dyn Read) -> Self {
-        Overlay { base, writes: BTreeMap::new(), devices: BTreeMap::new() }
+        Overlay {
+            base,
+            writes: BTreeMap::new(),
+            asked: RefCell::default(),
+            decisions: RefCell::default(),
+            devices: BTreeMap::new(),
+        }
     }
 
     /// Puts a row.
@@ -241,7 +253,7 @@ impl<'a> Overlay<'a> {
 
     fn write(&mut self, table: Table, key: &[u8], value: Option<Bytes>) {
         let key = Bytes::copy_from_slice(key);
-        let before = self.writes.insert((table, key.clone()), value);
+        let before = self.writes.entry(table).or_default().insert(key.clone(), value);
         if table == Table::Devices {
             self.devices.entry(key).or_insert(before);
         }
@@ -260,12 +272,40 @@ impl<'a> Overlay<'a> {
 
     /// What was written, in table and key order; `None` deletes.
     pub fn into_writes(self) -> impl Iterator<Item = (Table, Bytes, Option<Bytes>)> {
-        self.writes.into_iter().map(|((table, key), value)| (table, key, value))
+        let of = |(table, rows): (Table, BTreeMap<Bytes, Option<Bytes>>)| {
+            rows.into_iter().map(move |(key, value)| (table, key, value))
+        };
+        self.writes.into_iter().flat_map(of)
+    }
+
+    fn ask_once(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let key = (table, Bytes::copy_from_slice(key));
+        if let Some(known) = self.asked.borrow().get(&key) {
+            return Ok(known.clone());
+        }
+        let answer = self.base.get(table, &key.1)?;
+        self.asked.borrow_mut().insert(key, answer.clone());
+        Ok(answer)
+    }
+
+    /// Nearly always there are none, and every new device asks.
+    fn decisions(&self, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
+        if !from.is_empty() {
+            return self.base.range(Table::Decisions, from, limit);
+        }
+        if let Some(known) = self.decisions.borrow().as_ref().filter(|known| known.len() < limit) {
+            return Ok(known.clone());
+        }
+        let rows = self.base.range(Table::Decisions, from, limit)?;
+        if rows.len() < limit {
+            *self.decisions.borrow_mut() = Some(rows.clone());
+        }
+        Ok(rows)
     }
 
     /// How many rows it touches.
     pub fn len(&self) -> usize {
-        self.writes.len()
+        self.writes.values().map(BTreeMap::len).sum()
     }
 
     /// True when nothing was written.
@@ -276,15 +316,22 @@ impl<'a> Overlay<'a> {
 
 impl Read for Overlay<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        match self.writes.get(&(table, Bytes::copy_from_slice(key))) {
+        match self.writes.get(&table).and_then(|rows| rows.get(key)) {
             Some(written) => Ok(written.clone()),
+            None if matches!(table, Table::Units | Table::Service) => self.ask_once(table, key),
             None => self.base.get(table, key),
         }
     }
 
     fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
-        let start = (table, Bytes::copy_from_slice(from));
-        let mut written = self.writes.range(start..).take_while(|((other, _), _)| *other == table).peekable();
+        let Some(written) = self.writes.get(&table) else {
+            return if table == Table::Decisions {
+                self.decisions(from, limit)
+            } else {
+                self.base.range(table, from, limit)
+            };
+        };
+        let mut written = written.range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).peekable();
         let mut rows = Vec::new();
         let mut from = from.to_vec();
         loop {
@@ -292,10 +339,10 @@ impl Read for Overlay<'_> {
             let exhausted = page.len() < limit;
             for (key, value) in page {
                 from = after(&key);
-                while let Some(((_, earlier), value)) = written.next_if(|((_, k), _)| *k < key) {
+                while let Some((earlier, value)) = written.next_if(|(k, _)| **k < key) {
                     rows.extend(value.clone().map(|value| (earlier.clone(), value)));
                 }
-                match written.next_if(|((_, k), _)| *k == key) {
+                match written.next_if(|(k, _)| **k == key) {
                     Some((_, over)) => rows.extend(over.clone().map(|value| (key, value))),
                     None => rows.push((key, value)),
                 }
@@ -308,7 +355,7 @@ impl Read for Overlay<'_> {
                 break;
             }
         }
-        rows.extend(written.filter_map(|((_, key), value)| value.clone().map(|value| (key.clone(), value))));
+        rows.extend(written.filter_map(|(key, value)| value.clone().map(|value| (key.clone(), value))));
         rows.truncate(limit);
         Ok(rows)
     }

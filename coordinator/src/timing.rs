@@ -221,7 +221,8 @@ impl Pacemaker {
         let Some(wanted) = wanted else { return };
         if wanted > self.beat_ms {
             *self = Pacemaker { beat_ms: wanted.min(2 * self.beat_ms), calm_since: None };
-        } else if wanted * 4 > self.beat_ms * 3 {
+        } else if wanted == self.beat_ms || (wanted * 4 > self.beat_ms * 3 && wanted > FLOOR_MS) {
+            // A little less is left alone, but for the floor.
             self.calm_since = None;
         } else if now.0.saturating_sub(self.calm_since.get_or_insert(now).0) >= CALM_MS {
             *self = Pacemaker { beat_ms: wanted.max(self.beat_ms / 2), calm_since: None };
@@ -297,7 +298,7 @@ mod tests {
         (1..3).for_each(|n| pacemaker.handle_wanted(Some(500), Millis(n)));
         assert_eq!(pacemaker.beat_ms(), 500);
         let mut now = 10;
-        for expected in [500, 250, 125, 62, 62, 62] {
+        for expected in [500, 250, 125, 62, 50, 50] {
             pacemaker.handle_wanted(Some(FLOOR_MS), Millis(now));
             assert_eq!(pacemaker.beat_ms(), expected, "at {now}");
             now += CALM_MS;

@@ -18,7 +18,7 @@ use quire_coordinator::{rows, upgrade};
 use quire_proto::id::{Epoch, Millis, NodeId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{Claim, ForgetReaches, Heard, Link, Member, ReachRow, Upgrade};
+use quire_proto::store::{Claim, ForgetReaches, Heard, Link, Member, Upgrade};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,8 @@ struct PlanInputs {
     plan_epoch: u64,
     /// Id, zone, draining, witness, alive.
     members: Vec<(u64, String, bool, bool, bool)>,
-    reaches: Vec<ReachRow>,
+    /// See [`Cluster::ways`].
+    ways: u64,
     /// Of routers and found segments.
     explored_index: u64,
     /// Lazy balancing depends on time too.
@@ -239,7 +240,7 @@ impl Leader {
         let told = rows::meta(&self.cluster.view()).is_ok_and(|meta| meta.cluster_version >= upgrade::TIMING);
         let heard = alive.map(|id| {
             let Measured { fsync_us, rtt_us } = match told {
-                true => self.cluster.measured(id),
+                true => self.cluster.timing().of(id, self.cluster.me().id),
                 false => Measured::default(),
             };
             Heard { node: id.0, lag: of(&lags, id), acked: of(&acked, id), fsync_us, rtt_us }
@@ -293,10 +294,10 @@ impl Leader {
     }
 
     async fn plan(&mut self, claim: Epoch, members: &[Member]) -> anyhow::Result<()> {
-        let now = clock::now();
+        // Before the view, so that what comes between is looked at next time.
+        let (now, ways) = (clock::now(), self.cluster.ways());
         let tables = self.cluster.view();
         let meta = rows::meta(&tables)?;
-        let reaches = rows::reaches(&tables)?;
         let inputs = PlanInputs {
             settings_index: meta.settings_index,
             plan_epoch: meta.plan_epoch,
@@ -306,7 +307,7 @@ impl Leader {
                     (m.id, m.zone.clone(), m.draining || !m.trouble.is_empty(), m.witness, self.seen(m).0)
                 })
                 .collect(),
-            reaches: reaches.clone(),
+            ways,
             explored_index: meta.explored_index,
             turn: now.0 / LOOK_AGAIN_MS,
         };
@@ -325,7 +326,8 @@ impl Leader {
         };
         let view = PlanView::read(&tables, &settings, self.node_views(members), now)?;
         let changes = planner::plan(&view);
-        let unwanted = ways::unwanted(&reaches, &settings, &rows::segments(&tables)?, &view.wanted);
+        let unwanted =
+            ways::unwanted(&rows::reaches(&tables)?, &settings, &rows::segments(&tables)?, &view.wanted);
         drop(tables);
         self.forget(claim, unwanted).await;
         // What was not committed is planned again at the next tick, not at the next change.

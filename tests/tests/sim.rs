@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quire_tests::sim::{Report, run};
+use quire_tests::sim::{Report, paces, run};
 
 /// Seeds of `make test`, and minutes of faults in each; two to five more pass before and after them. Of a busy core's
 /// second a cluster has about 170: openraft's ticks, heartbeats and its own validation take it, so sixty seconds of two
@@ -27,7 +27,7 @@ const FOUND: &[(u64, u64, &str)] = &[
 ];
 
 /// What must have happened in all seeds together, at the least.
-const EACH_FAULT: [&str; 17] = [
+const EACH_FAULT: [&str; 19] = [
     "kills",
     "power cuts",
     "batches lost with power",
@@ -45,6 +45,8 @@ const EACH_FAULT: [&str; 17] = [
     "drains",
     "replacements",
     "processes shut out",
+    "paces slowed",
+    "paces quickened",
 ];
 
 /// Runs seeds on two threads.
@@ -81,6 +83,17 @@ fn the_same_seed_is_the_same_run() {
     let (one, other) = (run(4, 120, false), run(4, 120, false));
     assert_eq!(one, other);
     assert_ne!(one.trace, run(5, 120, false).trace, "the trace tells runs apart");
+}
+
+#[test]
+fn slow_disks_cause_no_elections_and_quick_ones_a_quick_replacement() {
+    for seed in 1..=3 {
+        let seen = paces(seed);
+        assert!((250..=1_000).contains(&seen.slow_ms), "seed {seed}: {seen:?}");
+        assert_eq!(seen.elections, 0, "seed {seed}: {seen:?}");
+        assert_eq!(seen.quick_ms, 50, "seed {seed}: {seen:?}");
+        assert!((1..1_000).contains(&seen.replaced.as_millis()), "seed {seed}: {seen:?}");
+    }
 }
 
 #[test]

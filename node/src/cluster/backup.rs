@@ -142,7 +142,7 @@ impl Backup {
 
     /// Brings all rows into the tables of `store`, which become those in force.
     fn fill(mut self, store: &Store, me: &Me, base: u64) -> io::Result<()> {
-        let mut staging = Staging::begin(store, &Gate::default())?;
+        let mut staging = Staging::begin(store, &Gate::default(), "")?;
         let staged = loop {
             match next(&mut self.parts)? {
                 Some(Part::Rows(rows)) => staging.add(&rows)?,

@@ -4,6 +4,7 @@
 //! change. Those who fall too far behind, and everybody after a snapshot, are told to look at everything.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub struct Feed {
     ring: Arc<Mutex<Ring>>,
     /// Counts what was told.
     told: watch::Sender<u64>,
+    /// Counts the batches that changed measured ways.
+    ways: Arc<AtomicU64>,
 }
 
 struct Ring {
@@ -61,7 +64,7 @@ impl Feed {
 
     fn holding(most: usize) -> Self {
         let ring = Ring { first: 0, kept: VecDeque::new(), most };
-        Feed { ring: Arc::new(Mutex::new(ring)), told: watch::Sender::new(0) }
+        Feed { ring: Arc::new(Mutex::new(ring)), told: watch::Sender::new(0), ways: Arc::default() }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -71,6 +74,16 @@ impl Feed {
     /// True for the keys that [`Feed::tell`] wants.
     pub fn wants(table: Table) -> bool {
         FOLLOWED.contains(&table)
+    }
+
+    /// Measured ways have changed, in a batch that readers see by now: nobody wants their keys, only that it is so.
+    pub(crate) fn tell_ways(&self) {
+        self.ways.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number whenever measured ways may be others. Take a view afterwards, not before.
+    pub(crate) fn ways(&self) -> u64 {
+        self.ways.load(Ordering::Acquire)
     }
 
     /// Tells of a batch that readers see by now.
@@ -93,6 +106,7 @@ impl Feed {
             ring.first = ring.end() + 1;
             ring.kept.clear();
         }
+        self.tell_ways();
         self.told.send_modify(|count| *count += 1);
     }
 

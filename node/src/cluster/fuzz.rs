@@ -67,7 +67,7 @@ pub(crate) fn messages(data: &[u8]) {
 /// A snapshot whose parts are any: staged whole or refused; its rows are then read as a node reads them.
 pub(crate) fn snapshot(data: &[u8]) {
     with_store(|store| {
-        let Ok(mut staging) = Staging::begin(store, &Gate::default()) else {
+        let Ok(mut staging) = Staging::begin(store, &Gate::default(), "") else {
             panic!("no room for a snapshot")
         };
         let mut dice = Dice::new(data);

@@ -29,6 +29,7 @@ use super::spool::{SPOOL_LIMIT, Spool};
 use super::standing::{self, Standing};
 use super::store::Store;
 use super::timing::Timing;
+use super::volume::Volume;
 use super::writer::{Joiner, Writer};
 use super::{Me, OpenError};
 use crate::tls::{Acceptor, Connector, Key};
@@ -71,6 +72,7 @@ pub(crate) struct Engine {
     pub(crate) proposer: Proposer,
     feed: Feed,
     timing: Timing,
+    volume: Volume,
     joiner: Joiner,
 }
 
@@ -88,19 +90,20 @@ impl Engine {
         let writer =
             Writer::start(store, timing.clone()).map_err(OpenError::during("start the log's threads"))?;
         let joiner = writer.joiner();
-        let feed = Feed::new();
-        let machine =
-            Machine::open(store.clone(), feed.clone()).map_err(OpenError::during("open the tables"))?;
+        let (feed, shelf) = (Feed::new(), snapshot::Shelf::default());
+        let machine = Machine::open(store.clone(), feed.clone(), shelf.clone())
+            .map_err(OpenError::during("open the tables"))?;
         let (cluster_id, of_net) = (me.cluster_id.clone(), timing.clone());
-        let net = Net::new(me.id.0, cluster_id, connector, store.clone(), introduction, of_net);
+        let net = Net::new(me.id.0, cluster_id, connector, (store.clone(), shelf), introduction, of_net);
         let mut config = tuning.config(&me.cluster_name);
         config.enable_elect = elect;
         let config = config.validate().map_err(OpenError::during("configure Raft"))?;
-        let log = Log::new(store.clone(), writer);
+        let volume = Volume::default();
+        let log = Log::new(store.clone(), writer, volume.clone());
         let raft = timing.pace.keep(Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine)).await;
         let raft = raft.map_err(OpenError::during("open the log"))?;
         let proposer = Proposer { me: me.id.0, raft, net, store: store.clone(), admission: None };
-        Ok(Engine { proposer, feed, timing, joiner })
+        Ok(Engine { proposer, feed, timing, volume, joiner })
     }
 
     /// Stops Raft and waits for its threads.
@@ -220,7 +223,7 @@ pub(crate) async fn launch(
     let introduction = Introduction { session: random16()?, boot };
     let elect = gate == Admission::Open;
     let engine = Engine::start(&me, &store, connector, introduction, tuning, elect).await?;
-    let Engine { mut proposer, feed, timing, joiner } = engine;
+    let Engine { mut proposer, feed, timing, volume, joiner } = engine;
     let start = Start::new(&proposer.raft, &store, gate).await.map_err(OpenError::during("open the log"))?;
     proposer.admission = Some(start.admission.subscribe());
     let shared = Shared {
@@ -239,6 +242,7 @@ pub(crate) async fn launch(
     let (tell_space, space) = watch::channel(Space::default());
     let watching = tokio::spawn(space::keep(directory.path().to_owned(), proposer.clone(), tell_space));
     let observing = tokio::spawn(standing::observe(raft, last_word, gone.subscribe(), timing.clone(), tell));
+    let purging = tokio::spawn(volume.keep(proposer.raft.clone()));
     let pacing = tokio::spawn(timing.clone().keep(store, standing.clone()));
     Ok(Running {
         me,
@@ -260,7 +264,7 @@ pub(crate) async fn launch(
             leaving: Some(shared.leaving),
             stop: Some(stop),
             serving: Some(serving),
-            others: vec![observing, attending, watching, pacing],
+            others: vec![observing, attending, watching, pacing, purging],
         }),
         joiner,
         _directory: directory,

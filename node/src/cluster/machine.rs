@@ -10,18 +10,21 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use quire_coordinator::state;
-use quire_coordinator::tables::Overlay;
+use quire_coordinator::tables::{Overlay, Table};
 use quire_proto::store::{Command, Outcome, outcome};
 use rocksdb::WriteBatch;
 
 use super::changes::{Feed, Touched};
+use super::parts::random16;
 use super::raft::{Answer, Entry, LogId, SnapshotMeta, StoredMembership, Types, away};
-use super::snapshot::{Copy, Staging};
+use super::snapshot::{Copy, Outgoing, Shelf, Staging};
 use super::store::{META, STATE, Store, Tables, View, key, state_key};
 use super::wire;
 
-/// Entries that share one batch: bounds what a batch holds at 64 entries of at most 256 KiB each.
+/// Entries that share one batch, and octets of theirs at which it is full: an entry of 500 readings makes rows of six times
+/// its octets, so a batch holds some 15 MB.
 const TOGETHER: usize = 64;
+const TOGETHER_OCTETS: usize = 2 << 20;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<Types, Copy>;
 
@@ -29,6 +32,7 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<Types, Copy>;
 pub(crate) struct Machine {
     store: Store,
     feed: Feed,
+    shelf: Shelf,
     marks: Marks,
     /// openraft asks for a snapshot only once it has wanted one.
     wanted: bool,
@@ -42,10 +46,10 @@ struct Marks {
 }
 
 impl Machine {
-    /// Reads how far the tables of `store` are; tells `feed` of every change.
-    pub(crate) fn open(store: Store, feed: Feed) -> io::Result<Self> {
+    /// Reads how far the tables of `store` are; tells `feed` of every change; views to be sent stand on `shelf`.
+    pub(crate) fn open(store: Store, feed: Feed, shelf: Shelf) -> io::Result<Self> {
         let marks = Marks::read(store.meta(key::APPLIED)?, store.meta(key::MEMBERSHIP)?)?;
-        Ok(Machine { store, feed, marks, wanted: false })
+        Ok(Machine { store, feed, shelf, marks, wanted: false })
     }
 }
 
@@ -77,6 +81,13 @@ impl Marks {
 
     fn meta(&self) -> SnapshotMeta {
         SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 
@@ -113,7 +124,9 @@ fn commit(
     let family = store.family(STATE[active])?;
     let mut batch = WriteBatch::default();
     let mut touched: Vec<Touched> = Vec::new();
+    let mut ways = false;
     for (table, key, value) in overlay.into_writes() {
+        ways |= table == Table::Reach;
         if Feed::wants(table) {
             touched.push((table, key.clone()));
         }
@@ -124,6 +137,9 @@ fn commit(
     }
     marks.write(store, &mut batch)?;
     store.write(batch)?;
+    if ways {
+        feed.tell_ways();
+    }
     feed.tell(touched);
     Ok((marks, answers))
 }
@@ -141,16 +157,25 @@ impl RaftStateMachine<Types> for Machine {
         Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
     {
         let mut chunks = entries.ready_chunks(TOGETHER);
-        while let Some(chunk) = chunks.next().await {
-            let (mut entries, mut responders) = (Vec::new(), Vec::new());
-            for item in chunk {
+        let mut ready = std::collections::VecDeque::new();
+        loop {
+            if ready.is_empty() {
+                let Some(chunk) = chunks.next().await else { break };
+                ready.extend(chunk);
+            }
+            let (mut entries, mut responders, mut octets) = (Vec::new(), Vec::new(), 0);
+            while octets < TOGETHER_OCTETS
+                && let Some(item) = ready.pop_front()
+            {
                 let (entry, responder) = item?;
+                octets += size(&entry);
                 entries.push(entry);
                 responders.push(responder);
             }
             let (store, feed, marks) = (self.store.clone(), self.feed.clone(), self.marks.clone());
             let (marks, answers) = away(move || commit(&store, &feed, marks, entries)).await?;
             self.marks = marks;
+            self.shelf.clear();
             for (responder, answer) in responders.into_iter().zip(answers) {
                 if let Some(responder) = responder {
                     responder.send(answer);
@@ -176,7 +201,7 @@ impl RaftStateMachine<Types> for Machine {
         away(move || {
             let staged = match copy {
                 Copy::Staged(staged) => staged,
-                Copy::View(view) => Staging::copy(&store, &view)?,
+                Copy::View(outgoing) => Staging::copy(&store, &outgoing.view)?,
             };
             let mut batch = WriteBatch::default();
             batch.put_cf(store.family(META)?, key::ACTIVE, [staged.family_number()]);
@@ -195,15 +220,16 @@ impl RaftStateMachine<Types> for Machine {
         if !self.wanted {
             return Ok(None);
         }
-        // A view of now covers everything that an older snapshot would.
-        snapshot(&self.store).map(Some)
+        // What is under way goes on; else a view of now covers everything that an older snapshot would.
+        let id = || Ok(data_encoding::HEXLOWER.encode(&random16().map_err(io::Error::other)?));
+        let (meta, outgoing) = self.shelf.take(id, || moment(&self.store))?;
+        Ok(Some(Snapshot { meta, snapshot: Copy::View(outgoing) }))
     }
 }
 
-fn snapshot(store: &Store) -> io::Result<Snapshot> {
+fn moment(store: &Store) -> io::Result<(SnapshotMeta, View)> {
     let view = store.view()?;
-    let meta = Marks::of(&view)?.meta();
-    Ok(Snapshot { meta, snapshot: Copy::View(view) })
+    Ok((Marks::of(&view)?.meta(), view))
 }
 
 /// Takes a view: that is all a snapshot is until someone needs it sent.
@@ -215,6 +241,8 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = Copy;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        snapshot(&self.store)
+        // Under no name: nobody goes on with it, for whoever sends asks for the current one.
+        let (meta, view) = moment(&self.store)?;
+        Ok(Snapshot { meta, snapshot: Copy::View(Outgoing { id: String::new(), view }) })
     }
 }

@@ -47,6 +47,7 @@ mod start;
 mod store;
 mod timing;
 mod token;
+mod volume;
 mod wire;
 mod writer;
 
@@ -62,7 +63,6 @@ use bytes::Bytes;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
 use quire_coordinator::tables::{ReadExt as _, Table};
-use quire_coordinator::timing::Measured;
 use quire_proto::id::NodeId;
 use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::{mpsc, watch};
@@ -391,6 +391,11 @@ impl Cluster {
         self.inner.feed.follow()
     }
 
+    /// Another number whenever measured ways may be others; take a view afterwards.
+    pub(crate) fn ways(&self) -> u64 {
+        self.inner.feed.ways()
+    }
+
     /// Where this node stands; marked changed whenever something of it changes.
     pub fn watch(&self) -> watch::Receiver<Standing> {
         self.inner.standing.clone()
@@ -496,11 +501,6 @@ impl Cluster {
     /// The pace of Raft here, and what is measured for it.
     pub(crate) fn timing(&self) -> &Timing {
         &self.inner.timing
-    }
-
-    /// What was measured here of a node's disk, and of the way there.
-    pub(crate) fn measured(&self, node: NodeId) -> Measured {
-        self.timing().of(node, self.me().id)
     }
 
     /// The voter that should lead instead of this node: it lives, is fit to lead, and lacks least.

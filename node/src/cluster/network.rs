@@ -28,7 +28,7 @@ use tonic::{Code, Status, Streaming};
 use super::lend;
 use super::pace::stretch;
 use super::raft::{Peer, Raft, Types, Vote, away};
-use super::snapshot::{Copy, Reading};
+use super::snapshot::{Copy, Reading, Shelf};
 use super::store::Store;
 use super::timing::Timing;
 use super::wire;
@@ -74,6 +74,7 @@ struct Inner {
     cluster_id: Bytes,
     connector: Connector,
     store: Store,
+    shelf: Shelf,
     introduction: Introduction,
     timing: Timing,
     channels: Mutex<HashMap<(u64, Lane), Channel>>,
@@ -120,12 +121,12 @@ impl Net {
         me: u64,
         cluster_id: Bytes,
         connector: Connector,
-        store: Store,
+        (store, shelf): (Store, Shelf),
         introduction: Introduction,
         timing: Timing,
     ) -> Self {
         let channels = Mutex::default();
-        Net(Arc::new(Inner { me, cluster_id, connector, store, introduction, timing, channels }))
+        Net(Arc::new(Inner { me, cluster_id, connector, store, shelf, introduction, timing, channels }))
     }
 
     /// The member as our tables know it.
@@ -335,6 +336,19 @@ impl Link {
         async move { asking.await.map_err(|_| Status::cancelled("this node is stopping"))? }
     }
 
+    /// How many rows of a view the peer has already.
+    async fn staged(&self, id: &str) -> RpcResult<u64> {
+        let mut client = self.client.clone();
+        let request = proto::StagedRequest { envelope: self.envelope(), id: id.to_owned() };
+        match tokio::time::timeout(APPEND, client.staged(request)).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner().rows),
+            // A release that always begins.
+            Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(0),
+            Ok(Err(status)) => Err(Self::failed(&status)),
+            Err(_) => Err(RPCError::Unreachable(Unreachable::from_string("no answer about a snapshot"))),
+        }
+    }
+
     fn ballot(&self, rpc: &VoteRequest<Types>) -> proto::VoteRequest {
         proto::VoteRequest {
             envelope: self.envelope(),
@@ -418,19 +432,22 @@ impl RaftNetworkV2<Types> for Link {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let Copy::View(view) = snapshot.snapshot else {
+        let Copy::View(outgoing) = snapshot.snapshot else {
             let reason = "a received snapshot is not there to be sent";
             return Err(StreamingError::Network(NetworkError::from_string(reason)));
         };
+        let shelf = self.net.0.shelf.clone();
+        let reading = shelf.read(&outgoing, self.staged(&outgoing.id).await?);
         let head = proto::SnapshotHead {
             envelope: self.envelope(),
             vote: Some(wire::vote(&vote)),
             last: snapshot.meta.last_log_id.as_ref().map(wire::log_id),
             membership: Some(wire::stored_membership(&snapshot.meta.last_membership)),
-            id: String::new(),
+            id: outgoing.id.clone(),
+            rows: reading.rows(),
         };
         let (parts, stream) = tokio::sync::mpsc::channel(4);
-        let sending = tokio::spawn(send(head, Reading::new(view), parts));
+        let sending = tokio::spawn(send(head, reading, parts));
         let mut client = self.client.clone();
         let call = client.snapshot(tokio_stream::wrappers::ReceiverStream::new(stream));
         let reply = tokio::select! {
@@ -438,6 +455,9 @@ impl RaftNetworkV2<Types> for Link {
             reply = call => reply.map_err(|status| Self::failed(&status).into()),
         };
         sending.abort();
+        if reply.is_ok() {
+            shelf.done(&outgoing.id);
+        }
         let vote = vote_of(reply?.into_inner().vote).map_err(StreamingError::from)?;
         Ok(SnapshotResponse::new(vote))
     }

@@ -228,6 +228,6 @@ mod tests {
     async fn no_length_of_time_is_too_long() {
         let now = Moment::now();
         assert!(now + Duration::MAX > now);
-        assert_eq!(now - Duration::MAX, now);
+        assert!(now - Duration::MAX < now);
     }
 }

@@ -18,6 +18,7 @@ use rocksdb::WriteBatch;
 use super::machine::Machine;
 use super::pace::Paced;
 use super::store::{LOG, META, Store, StoreError, key};
+use super::volume::Volume;
 use super::wire;
 use super::writer::Writer;
 
@@ -74,8 +75,8 @@ pub(crate) struct Tuning {
     pub(crate) heartbeat_ms: u64,
     pub(crate) election_min_ms: u64,
     pub(crate) election_max_ms: u64,
-    /// A snapshot costs nothing here (it is a view), so it follows the log closely: entries of at most
-    /// 256 KiB make a log of at most (2000 + 2000) * 256 KiB = 1 GiB, 120 MiB at a usual 30 KiB.
+    /// A snapshot costs nothing here (it is a view), so it follows the log closely: 2000 + 2000 entries are 120 MiB at a
+    /// usual 30 KiB; where they are larger, [`super::volume`] bounds it.
     pub(crate) snapshot_entries: u64,
     pub(crate) keep_entries: u64,
     /// The latest cluster version that this program knows.
@@ -126,6 +127,7 @@ impl Tuning {
 pub(crate) struct Log {
     store: Store,
     writer: Writer,
+    volume: Volume,
 }
 
 /// Reads the log; any number may.
@@ -138,8 +140,9 @@ pub(crate) struct Reader {
 const READ_OCTETS: usize = 1 << 20;
 
 impl Log {
-    pub(crate) fn new(store: Store, writer: Writer) -> Self {
-        Log { store, writer }
+    /// Tells `volume` of what is appended.
+    pub(crate) fn new(store: Store, writer: Writer, volume: Volume) -> Self {
+        Log { store, writer, volume }
     }
 }
 
@@ -258,7 +261,9 @@ impl RaftLogStorage<Types> for Log {
         let mut batch = WriteBatch::default();
         let family = self.store.family(LOG)?;
         for entry in entries {
-            batch.put_cf(family, index_key(entry.log_id.index), wire::entry(&entry).encode_to_vec());
+            let stored = wire::entry(&entry).encode_to_vec();
+            self.volume.appended(entry.log_id.index, stored.len() as u64);
+            batch.put_cf(family, index_key(entry.log_id.index), stored);
         }
         let flushed = Box::new(move |result| callback.io_completed(result));
         self.writer.write(batch, Some(flushed)).await

@@ -341,11 +341,21 @@ impl Service for Members {
                 .map_err(broken)?,
         };
         let (store, gate) = (self.store.clone(), self.gate.clone());
-        let staging = away(move || Staging::begin(&store, &gate)).await.map_err(broken)?;
+        let staging =
+            away(move || Staging::go_on(&store, &gate, &head.id, head.rows)).await.map_err(broken)?;
         let snapshot = self.receive(parts, staging).await?;
         let snapshot = openraft::Snapshot { meta, snapshot };
         let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(broken)?;
         Ok(Response::new(proto::SnapshotReply { vote: Some(wire::vote(&reply.vote)) }))
+    }
+
+    async fn staged(
+        &self,
+        request: Request<proto::StagedRequest>,
+    ) -> Result<Response<proto::StagedReply>, Status> {
+        self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
+        let rows = self.gate.staged(&request.get_ref().id).map_err(broken)?;
+        Ok(Response::new(proto::StagedReply { rows }))
     }
 
     async fn transfer_leader(

@@ -11,6 +11,7 @@ use super::raft::Tuning;
 use super::*;
 
 mod members;
+mod resume;
 mod storage;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -16,8 +16,9 @@ use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
 use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_coordinator::topology::{self, ReachMap};
+use quire_proto::id::ANY_ZONE;
 use quire_proto::store::command::Kind;
-use quire_proto::store::{DeviceRow, Reach, ReportReach};
+use quire_proto::store::{Reach, ReachRow, ReportReach};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -112,15 +113,19 @@ impl Reachability {
         let IpNet::V4(net) = segment else { return Ok(Vec::new()) };
         let allowed = |ip: &Ipv4Addr| !exclude.iter().any(|prefix| prefix.contains(&IpAddr::V4(*ip)));
         let mut addresses = Vec::new();
-        self.cluster.view().each::<DeviceRow>(Table::Devices, &[], |_, row| {
-            if let Ok(SocketAddr::V4(peer)) = row.address.parse::<SocketAddr>()
-                && net.contains(peer.ip())
-                && allowed(peer.ip())
-            {
-                addresses.push(*peer.ip());
-            }
-            addresses.len() < ADDRESSES
-        })?;
+        let view = self.cluster.view();
+        // The same prefix in another zone is another network.
+        for zone in [&self.cluster.me().zone, ANY_ZONE] {
+            rows::devices_in(&view, zone, segment, |row| {
+                if let Ok(SocketAddr::V4(peer)) = row.address.parse::<SocketAddr>()
+                    && allowed(peer.ip())
+                    && addresses.len() < ADDRESSES
+                {
+                    addresses.push(*peer.ip());
+                }
+                addresses.len() < ADDRESSES
+            })?;
+        }
         if addresses.is_empty() {
             addresses = distance::candidates(net, exclude);
         }
@@ -131,11 +136,8 @@ impl Reachability {
         // Settings that this version cannot read leave the ways as they were reported last.
         let Ok(Some(settings)) = self.cluster.settings() else { return Ok(()) };
         let me = self.cluster.me();
-        let known: Vec<Reach> = rows::reaches(&self.cluster.view())?
-            .into_iter()
-            .filter(|row| row.node == me.id.0)
-            .filter_map(|row| row.reach)
-            .collect();
+        let own: Vec<ReachRow> = self.cluster.view().all(Table::Reach, &rows::number_key(me.id.0))?;
+        let known: Vec<Reach> = own.into_iter().filter_map(|row| row.reach).collect();
         let same =
             |a: &Reach, b: &Reach| (&a.segment, a.hops, a.reachable) == (&b.segment, b.hops, b.reachable);
         let reaches: Vec<Reach> = reaches(&Ways::of(&self.cluster, &settings)?, &self.distances)

@@ -168,7 +168,8 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
             fsync_us: heard.fsync_us,
             rtt_us: heard.rtt_us,
         });
-        let measured = if told == Measured::default() { cluster.measured(id) } else { told };
+        let measured =
+            if told == Measured::default() { cluster.timing().of(id, cluster.me().id) } else { told };
         put(row, "fsync_p99_ms", milliseconds(measured.fsync_us));
         put(row, "rtt_p99_ms", milliseconds(measured.rtt_us));
     }

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod peers;
 pub mod reads;
 pub mod scale;
+pub mod store;
 pub mod sweep;
 
 use crate::cluster::Programs;

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use quire_tests::bench::{
-    Row, bytes, failover, gentle, growth, load, machine, memory, reads, scale, show, sweep,
+    Row, bytes, failover, gentle, growth, load, machine, memory, reads, scale, show, store, sweep,
 };
 use quire_tests::lab::Lab;
 use quire_tests::process::complain;
@@ -32,6 +32,8 @@ enum Part {
     Failover,
     /// Planner and state machine with 100 nodes, 100,000 segments, a million devices; takes some gigabytes.
     Scale,
+    /// A million devices in a node's own store, and three replicas; takes gigabytes of disk in $TMPDIR.
+    Store,
 }
 
 /// Measures with the real programs.
@@ -49,6 +51,9 @@ struct Options {
     devices: u32,
     #[command(flatten)]
     failover: failover::Amounts,
+    /// Devices in a node's store.
+    #[arg(long, default_value_t = store::MANY, value_parser = clap::value_parser!(u32).range(1_000..=2_000_000))]
+    stored: u32,
 }
 
 fn main() -> ExitCode {
@@ -97,5 +102,6 @@ fn measure(part: Part, options: &Options, lab: &Lab) -> Result<Vec<Row>> {
         Part::Growth => growth::rows(lab),
         Part::Failover => failover::rows(&options.failover),
         Part::Scale => scale::rows(scale::LARGE),
+        Part::Store => store::rows(options.stored, options.stored.min(store::REPLICATED)),
     }
 }

@@ -17,6 +17,7 @@ pub mod faults;
 pub mod machine;
 pub mod net;
 pub mod node;
+pub mod paces;
 pub mod plan;
 pub mod presence;
 pub mod propose;
@@ -75,6 +76,17 @@ impl Report {
         let low = least.iter().find(|(what, least)| self.counted(what) < *least);
         low.map(|(what, least)| format!("only {} {what}, {least} are the least", self.counted(what)))
     }
+}
+
+/// Raft's pace on slow and on quick disks.
+#[must_use]
+pub fn paces(seed: u64) -> paces::Paces {
+    let world = World::new(Checks::default(), Plan::new(seed, 0));
+    runtime::block_on(seed, async move {
+        let seen = paces::run(world.clone()).await;
+        world.close();
+        seen
+    })
 }
 
 /// Runs a seed for so many seconds of faults; with `told`, its trace can be read.

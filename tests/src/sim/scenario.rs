@@ -57,7 +57,8 @@ pub async fn run(world: World) {
     heal(&world).await;
 }
 
-async fn found(world: &World) -> bool {
+/// The first node; true when it leads.
+pub async fn found(world: &World) -> bool {
     world.install(birth(world, 1, world.next_machine(), true));
     world.start(1);
     let Some(first) = eventually(60_000, || leader(world)).await else { return false };
@@ -154,7 +155,8 @@ pub fn leader(world: &World) -> Option<Arc<Node>> {
     world.healthy().into_iter().find(|node| node.held.borrow().is_some() && node.standing().leads)
 }
 
-async fn eventually<T>(within_ms: u64, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+/// What `look` finds within so long.
+pub async fn eventually<T>(within_ms: u64, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     for _ in 0..within_ms / 200 {
         if let Some(found) = look() {
             return Some(found);

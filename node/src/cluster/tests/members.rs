@@ -8,7 +8,7 @@ async fn join(dir: &TempDir, name: &str, through: &Cluster) -> Cluster {
     Cluster::join(start(dir.path(), name), &through.me().address, &token).await.unwrap()
 }
 
-fn row(cluster: &Cluster, of: &Cluster) -> Member {
+pub(super) fn row(cluster: &Cluster, of: &Cluster) -> Member {
     members(cluster).into_iter().find(|member| member.id == of.me().id.0).unwrap()
 }
 
@@ -32,7 +32,7 @@ async fn three(dir: &TempDir) -> [Cluster; 3] {
     [one, two, three]
 }
 
-async fn caught_up(node: &Cluster, index: u64) {
+pub(super) async fn caught_up(node: &Cluster, index: u64) {
     until(node, "catch up", |now| now.applied >= index).await;
 }
 

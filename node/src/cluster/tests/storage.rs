@@ -22,8 +22,9 @@ impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
         let store = Store::open(dir.path()).unwrap();
         let writer = Writer::start(&store, crate::cluster::timing::Timing::open(&store).unwrap()).unwrap();
         self.0.lock().unwrap().push(writer.joiner());
-        let machine = Machine::open(store.clone(), Feed::new()).unwrap();
-        Ok((dir, Log::new(store, writer), machine))
+        let machine =
+            Machine::open(store.clone(), Feed::new(), crate::cluster::snapshot::Shelf::default()).unwrap();
+        Ok((dir, Log::new(store, writer, Default::default()), machine))
     }
 }
 
