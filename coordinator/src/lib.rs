@@ -29,6 +29,7 @@ mod record;
 pub mod recover;
 mod review;
 pub mod roster;
+pub mod rotation;
 pub mod rows;
 pub mod schedule;
 pub mod script;

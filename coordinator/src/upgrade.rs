@@ -13,6 +13,8 @@ use crate::tables::{Fault, Overlay};
 
 /// Planned moves of units in two phases (`Grant.hand_over`, `Command::Release`).
 pub const HAND_OVER: u32 = 1;
+/// Certificates in the members' rows, and changes of the cluster key and of the CA (`crate::rotation`).
+pub const ROTATION: u32 = 2;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

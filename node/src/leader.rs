@@ -161,6 +161,7 @@ impl Leader {
         self.plan(epoch, &members).await?;
         self.settle_members(&members).await;
         self.upgrade(&members).await?;
+        self.cluster.rotate(epoch, &self.alive(&members)).await?;
         self.make_way(&members).await;
         Ok(())
     }
@@ -308,6 +309,7 @@ impl Leader {
         let settings = match self.cluster.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return Ok(()),
+            Err(error) if error.passes() => return Ok(()),
             Err(error) => {
                 // A later version applied them: the plan stays as it is, and this node goes on.
                 tracing::error!(%error, "the settings cannot be read: the plan stays");
