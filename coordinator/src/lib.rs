@@ -31,6 +31,7 @@ mod record;
 pub mod recover;
 mod review;
 pub mod roster;
+pub mod rotation;
 pub mod rows;
 pub mod schedule;
 pub mod script;

@@ -22,7 +22,7 @@ use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
 use crate::{
     alert, backlog, cost, coverage, expiry, found, index as places, jobs, planner, record, recover, review,
-    script, tokens, typed, upgrade,
+    rotation, script, tokens, typed, upgrade,
 };
 
 /// Applies the log entry at `index`.
@@ -34,7 +34,9 @@ pub fn apply(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<
         return Ok(Outcome { index, result: Some(before) });
     }
     let answer = obey(tables, index, command)?;
-    jobs::note(tables, index, command.at_ms, &command.job, &answer)?;
+    if !rotation::is_for_now(&answer) {
+        jobs::note(tables, index, command.at_ms, &command.job, &answer)?;
+    }
     places::follow(tables)?;
     Ok(Outcome { index, result: Some(answer) })
 }
@@ -78,6 +80,11 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
         Some(Kind::ReportCosts(report)) => cost::apply(tables, report)?,
         Some(Kind::RouterTrial(trial)) => found::trial(tables, trial)?,
+        Some(Kind::Rotate(rotate)) => rotation::ask(tables, index, at_ms, rotate)?,
+        Some(Kind::BeginKey(begin)) => rotation::begin_key(tables, at_ms, begin)?,
+        Some(Kind::Reseal(reseal)) => rotation::reseal(tables, index, at_ms, reseal)?,
+        Some(Kind::BeginCa(begin)) => rotation::begin_ca(tables, at_ms, begin)?,
+        Some(Kind::FinishCa(finish)) => rotation::finish_ca(tables, index, at_ms, finish)?,
         // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),
     })
@@ -205,6 +212,9 @@ fn put_settings(
     at_ms: u64,
     settings: &PutSettings,
 ) -> Result<Answer, Fault> {
+    if let Some(why) = rotation::sealed_otherwise(tables, settings)? {
+        return Ok(refuse(why));
+    }
     let mut meta = rows::meta(tables)?;
     meta.settings_index = index;
     meta.settings_toml.clone_from(&settings.toml);
@@ -229,6 +239,7 @@ fn create_token(tables: &mut Overlay<'_>, index: u64, at_ms: u64, token: &Create
         secret_sha256: token.secret_sha256.clone(),
         expires_at_ms: token.expires_at_ms,
         used_by: 0,
+        ca_sha256: token.ca_sha256.clone(),
     };
     tables.put(Table::Tokens, token.id.as_bytes(), &row);
     audit(tables, index, at_ms, &token.by, format!("created join token {}", token.id));
@@ -300,6 +311,7 @@ fn update_member(tables: &mut Overlay<'_>, update: &UpdateMember) -> Result<Answ
     if let Some(capabilities) = &update.capabilities {
         member.capabilities.clone_from(&capabilities.names);
     }
+    rotation::update(&mut member, update);
     tables.put(Table::Members, &number_key(id), &member);
     Ok(Answer::Done(true))
 }
@@ -319,6 +331,7 @@ fn remove_member(
         tables.delete(Table::Reach, &rows::reach_key(NodeId(remove.id), &way.segment));
     }
     found::forget_node(tables, index, NodeId(remove.id))?;
+    rotation::removed(tables)?;
     audit(tables, index, at_ms, &remove.by, format!("removed node `{}`", member.name));
     Ok(Answer::Done(true))
 }
@@ -515,3 +528,7 @@ mod devices_tests;
 #[cfg(test)]
 #[path = "alert/tests.rs"]
 mod alert_tests;
+
+#[cfg(test)]
+#[path = "rotation_tests.rs"]
+mod rotation_tests;

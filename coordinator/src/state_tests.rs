@@ -458,6 +458,7 @@ fn tokens_admit_once_in_time_and_by_name() {
         secret_sha256: Bytes::from_static(b"secret"),
         expires_at_ms: 1_000_000,
         by: "op".into(),
+        ..CreateToken::default()
     };
     let join = |id: &str, secret: &'static [u8], name: &str| Join {
         token_id: id.into(),

@@ -66,13 +66,15 @@ pub enum Table {
     OutboxDays = 62,
     /// Id of a job of the Web Admin: `store::JobRow`.
     Jobs = 63,
+    /// Singleton: key `rotation` holds a `store::RotationRow`.
+    Rotation = 91,
     /// `0` while open, else `1`, then the subject, a zero octet and the rule: `store::AlertRow`.
     Alerts = 100,
 }
 
 impl Table {
     /// Every table, for shells that open them.
-    pub const ALL: [Table; 27] = [
+    pub const ALL: [Table; 28] = [
         Table::Meta,
         Table::Members,
         Table::Tokens,
@@ -99,6 +101,7 @@ impl Table {
         Table::DeviceReadings,
         Table::OutboxDays,
         Table::Jobs,
+        Table::Rotation,
         Table::Alerts,
     ];
 }

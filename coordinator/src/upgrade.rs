@@ -19,6 +19,8 @@ pub const MEASURED_COST: u32 = 2;
 pub const ROUTER_TRIAL: u32 = 2;
 /// Claim renewals say how long each member's disk and way take (`Heard.fsync_us`, `rtt_us`).
 pub const TIMING: u32 = 2;
+/// Certificates in the members' rows, and changes of the cluster key and of the CA (`crate::rotation`).
+pub const ROTATION: u32 = 2;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

@@ -160,6 +160,7 @@ impl Leader {
         self.plan(epoch, &members).await?;
         self.settle_members(&members).await;
         self.upgrade(&members).await?;
+        self.cluster.rotate(epoch, &self.alive(&members)).await?;
         self.make_way(&members).await;
         Ok(())
     }
@@ -317,6 +318,7 @@ impl Leader {
         let settings = match self.cluster.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return Ok(()),
+            Err(error) if error.passes() => return Ok(()),
             Err(error) => {
                 // A later version applied them: the plan stays as it is, and this node goes on.
                 tracing::error!(%error, "the settings cannot be read: the plan stays");

@@ -6,17 +6,21 @@
 //! What it must never do: accept a peer that no configured CA vouches for, sign what a request asks
 //! for beyond its public key, or print a key.
 
+mod trust;
+
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
+use quire_proto::id::Millis;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{
@@ -24,6 +28,8 @@ use rustls_pki_types::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroizing;
+
+pub use trust::Trust;
 
 /// The only protocol inside: gRPC (RFC 9113).
 const ALPN_H2: &[u8] = b"h2";
@@ -143,10 +149,7 @@ impl Authority {
     /// When the system has no randomness.
     pub fn generate(common_name: &str) -> Result<Self, TlsError> {
         let key = Key::generate()?.0;
-        let mut params = lasting();
-        params.distinguished_name = named(common_name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = of_authority(named(common_name));
         let certificate = params.self_signed(&key).map_err(material("sign the CA certificate"))?;
         Ok(Authority { certificate: certificate.into(), issuer: Issuer::new(params, key) })
     }
@@ -173,15 +176,26 @@ impl Authority {
         Zeroizing::new(self.issuer.key().serialize_der())
     }
 
-    /// Certifies the public key of a PKCS#10 request under `names`, for both ends of TLS.
+    /// Certifies another authority's key under its name: whoever knows only this one can then verify what that one signs.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn vouch_for(&self, other: &Authority, common_name: &str) -> Result<Vec<u8>, TlsError> {
+        let params = of_authority(named(common_name));
+        let certificate = params.signed_by(other.issuer.key(), &self.issuer);
+        Ok(certificate.map_err(material("sign the new CA's key"))?.der().to_vec())
+    }
+
+    /// Certifies the public key of a PKCS#10 request under `names`, for both ends of TLS, until a moment.
     ///
     /// # Errors
     /// When the request is malformed or not signed by its own key.
-    pub fn sign(&self, request_der: &[u8], names: &Names) -> Result<Vec<u8>, TlsError> {
+    pub fn sign(&self, request_der: &[u8], names: &Names, until: Millis) -> Result<Vec<u8>, TlsError> {
         let request = CertificateSigningRequestDer::from(request_der);
         let request = CertificateSigningRequestParams::from_der(&request)
             .map_err(material("read a certificate request"))?;
         let mut params = lasting();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(until.0 / 1_000);
         params.distinguished_name = named(&names.common_name);
         let text = |name: &str| name.try_into().map_err(material("write a certificate name"));
         params.subject_alt_names = vec![SanType::DnsName(text(&names.dns)?), SanType::URI(text(&names.uri)?)];
@@ -195,7 +209,16 @@ impl Authority {
     }
 }
 
-/// Membership revokes, rotation renews: an expiry date would only stop sites that nobody visits.
+fn of_authority(name: DistinguishedName) -> CertificateParams {
+    let mut params = lasting();
+    params.distinguished_name = name;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+/// Of a CA, which is replaced by command: an expiry date would only stop sites that nobody visits. It begins long ago,
+/// also for leaves: a clock that was set back by an empty battery must not lock a node out.
 fn lasting() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
@@ -268,33 +291,21 @@ impl ResolvesClientCert for Identity {
     }
 }
 
-fn roots(ca_der: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from(ca_der.to_vec()))
-        .map_err(|reason| refused("read the CA certificate", reason))?;
-    Ok(Arc::new(roots))
-}
-
 /// The accepting end: a peer's certificate must come from the CA; whether one is needed, the
 /// application decides, because joining has none yet.
 #[derive(Clone)]
 pub struct Acceptor(tokio_rustls::TlsAcceptor);
 
 impl Acceptor {
-    /// Accepts with `identity`, trusting `ca_der` for clients.
+    /// Accepts with `identity` clients that `trust` vouches for at that moment.
     ///
     /// # Errors
-    /// When the CA certificate does not parse.
-    pub fn new(identity: Arc<Identity>, ca_der: &[u8]) -> Result<Self, TlsError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_der)?, provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|reason| refused("verify clients", reason))?;
+    /// When TLS cannot be set up at all.
+    pub fn new(identity: Arc<Identity>, trust: Arc<Trust>) -> Result<Self, TlsError> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|reason| refused("configure TLS", reason))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(trust)
             .with_cert_resolver(identity);
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         // No tickets: every connection presents the identity of its moment.
@@ -319,15 +330,12 @@ impl Acceptor {
 pub struct Connector(tokio_rustls::TlsConnector);
 
 impl Connector {
-    /// Presents `identity` (if any) to servers that `ca_der` vouches for.
+    /// Presents `identity` (if any) to servers that `trust` vouches for at that moment.
     ///
     /// # Errors
-    /// When the CA certificate does not parse.
-    pub fn new(identity: Option<Arc<Identity>>, ca_der: &[u8]) -> Result<Self, TlsError> {
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca_der)?, provider())
-            .build()
-            .map_err(|reason| refused("verify servers", reason))?;
-        Self::build(identity, verifier)
+    /// When TLS cannot be set up at all.
+    pub fn new(identity: Option<Arc<Identity>>, trust: Arc<Trust>) -> Result<Self, TlsError> {
+        Self::build(identity, trust)
     }
 
     /// Trusts a server whose chain ends in the CA with this [`pin`]; the name is not looked at,
@@ -389,13 +397,14 @@ impl ServerCertVerifier for PinnedCa {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        // While a CA is replaced there may be another one between it and the server.
         let ca = intermediates.iter().find(|der| pin(der) == self.pin).ok_or(unknown)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
         rustls::client::verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(end_entity)?,
             &roots,
-            &[],
+            intermediates,
             now,
             self.provider.signature_verification_algorithms.all,
         )?;
@@ -423,6 +432,36 @@ impl ServerCertVerifier for PinnedCa {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// What a certificate says that others judge it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Its first moment.
+    pub from: Millis,
+    /// Its last moment.
+    pub until: Millis,
+    /// DER of the name of who signed it; a root's own.
+    pub issuer: Vec<u8>,
+    /// DER of its own name.
+    pub subject: Vec<u8>,
+    /// DER of its public key.
+    pub public_key: Vec<u8>,
+}
+
+/// Reads the first certificate of `der`, and what is behind it; `None` where there is none.
+pub fn said_of(der: &[u8]) -> Option<(Said, &[u8])> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (rest, certificate) = X509Certificate::from_der(der).ok()?;
+    let millis = |seconds: i64| Millis(u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000));
+    let said = Said {
+        from: millis(certificate.validity().not_before.timestamp()),
+        until: millis(certificate.validity().not_after.timestamp()),
+        issuer: certificate.issuer().as_raw().to_vec(),
+        subject: certificate.subject().as_raw().to_vec(),
+        public_key: certificate.public_key().raw.to_vec(),
+    };
+    Some((said, rest))
 }
 
 /// The first URI among a certificate's subject alternative names.

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::cluster::{Cluster, Seen, View};
+use crate::cluster::{Cluster, Seen, SettingsError, View};
 
 pub(crate) use notifier::Notifier;
 use targets::Targets;
@@ -235,9 +235,13 @@ impl Looker {
 
     /// Takes the rules in force over, and looks at everything by them.
     fn follow_settings(&mut self, index: u64) {
+        let settings = self.cluster.settings();
+        if settings.as_ref().is_err_and(SettingsError::passes) {
+            return;
+        }
         self.settings_index = index;
         self.watch = Watch::default();
-        self.rules = match self.cluster.settings() {
+        self.rules = match settings {
             Ok(settings) => Some(settings.map(|settings| settings.alerts.clone()).unwrap_or_default()),
             Err(error) => {
                 tracing::error!(%error, "the settings cannot be read: no alert is raised or cleared");

@@ -151,6 +151,13 @@ pub(crate) enum Command {
         /// Its name
         node: String,
     },
+    /// Until when each node's certificate is good, by which CA, and how far a change of CA or cluster key is
+    Certificates,
+    /// Change what nodes know each other by, or what secrets are sealed with, while everything runs
+    Rotate {
+        #[command(subcommand)]
+        command: RotateCommand,
+    },
     /// Make another node the leader
     TransferLeader {
         /// Its name
@@ -253,6 +260,15 @@ pub(crate) enum TokenCommand {
         /// As `token list` prints it
         id: String,
     },
+}
+
+/// `quire rotate`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RotateCommand {
+    /// Seal all secrets with a new cluster key, which every living node gets first
+    Key,
+    /// Give every node a certificate of a new CA; the old one counts no longer once all have one
+    Ca,
 }
 
 /// `quire api-token`.

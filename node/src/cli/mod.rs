@@ -9,6 +9,7 @@ mod doctor;
 mod output;
 mod remote;
 mod rescue;
+mod rotate;
 mod script;
 mod secret;
 

@@ -10,8 +10,8 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
 use super::args::{ApiTokenCommand, Command, SegmentsCommand, SettingsCommand, TokenCommand};
-use super::devices;
 use super::output::{self, Column, Format};
+use super::{devices, rotate};
 use crate::console::SOCKET;
 
 /// Runs a command against the node on `data_dir`.
@@ -69,6 +69,8 @@ pub(super) async fn run(data_dir: &Path, command: Command, format: Format) -> an
         Command::Remove { node: name } => {
             node.change(&format!("control/members/{name}/remove"), json!({})).await
         }
+        Command::Certificates => rotate::list(&node, format).await,
+        Command::Rotate { command } => rotate::rotate(&node, command).await,
         Command::TransferLeader { node: name } => {
             node.change(&format!("control/members/{name}/lead"), json!({})).await
         }

@@ -16,17 +16,19 @@ use std::path::Path;
 
 use bytes::Bytes;
 use prost::Message;
-use quire_coordinator::{recover, rows};
+use quire_coordinator::{recover, rotation, rows};
 use quire_proto::cluster::backup_part::Part;
 use quire_proto::cluster::{BackupHead, BackupPart};
-use quire_proto::store::{Member, Recover, command};
+use quire_proto::store::{Member, Meta, Recover, command};
 use ring::pbkdf2;
 use rocksdb::WriteBatch;
 
+use super::authorities::Authorities;
 use super::directory::Directory;
+use super::keeper::until;
 use super::keys::{self, Keys};
 use super::launch::alone;
-use super::membership::{ca_purpose, names};
+use super::membership::names;
 use super::parts::{Newborn, Parts};
 use super::place::{Place, labels};
 use super::raft::{Id, LogId, StoredMembership, Tuning, Vote, away};
@@ -64,6 +66,10 @@ fn purpose(cluster_id: &[u8]) -> Vec<u8> {
 
 fn head(view: &View, keys: &Keys, passphrase: Option<&str>) -> io::Result<BackupHead> {
     let meta = rows::meta(view).map_err(io::Error::other)?;
+    let in_force = rotation::in_force(&rotation::row(view).map_err(io::Error::other)?);
+    if keys.key(in_force).is_none() {
+        return Err(bad("this node has not got the cluster key yet: back up on another one, or wait"));
+    }
     let applied = view.meta(key::APPLIED)?.ok_or_else(|| bad("this node has nothing to back up yet"))?;
     let applied = wire::to_log_id(&wire::decode("the applied mark", &applied)?);
     let mut head = BackupHead {
@@ -75,10 +81,11 @@ fn head(view: &View, keys: &Keys, passphrase: Option<&str>) -> io::Result<Backup
         ..BackupHead::default()
     };
     match passphrase {
-        None => head.cluster_key = Bytes::copy_from_slice(keys.octets()),
+        None => head.cluster_key = Bytes::copy_from_slice(&keys.octets()),
         Some(passphrase) => {
             let salt = keys::random::<16>().map_err(io::Error::other)?;
-            let sealed = key_of(passphrase, salt.as_slice())?.seal(keys.octets(), &purpose(&meta.cluster_id));
+            let purpose = purpose(&meta.cluster_id);
+            let sealed = key_of(passphrase, salt.as_slice())?.seal(keys::FIRST, &keys.octets(), &purpose);
             head.cluster_key_sealed = sealed.map_err(io::Error::other)?.into();
             head.salt = Bytes::copy_from_slice(salt.as_slice());
         }
@@ -137,7 +144,7 @@ impl Backup {
                 .open(&head.cluster_key_sealed, &purpose(&head.cluster_id))
                 .map_err(|_| bad("--passphrase is not the one it was written with"))?,
         };
-        Keys::from_octets(&octets).ok_or_else(|| bad("its cluster key has not 32 octets"))
+        Keys::from_octets(&octets).ok_or_else(|| bad("it holds no cluster key"))
     }
 
     /// Brings all rows into the tables of `store`, which become those in force.
@@ -231,27 +238,29 @@ pub(crate) async fn restore(
         node_key: newborn.node_key,
         upstream_key: newborn.upstream_key,
         certificate: Vec::new(),
-        ca_certificate: Vec::new(),
+        authorities: Authorities::default(),
     };
     let me = parts.me(place.listen)?;
     let (filled, who) = (store.clone(), me.clone());
     away(move || backup.fill(&filled, &who, base)).await.map_err(unusable)?;
-    let authority = authority(&store, &parts.keys).map_err(unusable)?;
+    let (authorities, authority) = authorities(&store, &parts.keys).map_err(unusable)?;
     parts.certificate = authority
-        .sign(&request, &names(&cluster_id, base))
+        .sign(&request, &names(&cluster_id, base), until(&Meta::default(), tuning.certificate_life))
         .map_err(OpenError::during("sign the node's certificate"))?;
-    parts.ca_certificate = authority.certificate().to_vec();
+    parts.authorities = authorities;
     let command = Recover { base, keep: Some(keep), by: "operator".into() };
     let command = command::Kind::Recover(command);
-    alone(&me, &parts.ca_certificate, &store, command, None, tuning).await?;
+    alone(&me, &parts.authorities, &store, command, None, tuning).await?;
     parts.settle(&directory)?;
     Ok(name)
 }
 
-/// The cluster's CA, from its tables.
-fn authority(store: &Store, keys: &Keys) -> io::Result<Authority> {
-    let meta = rows::meta(&store.view()?).map_err(io::Error::other)?;
-    let key = keys.open(&meta.ca_private_key_sealed, &ca_purpose(&meta.cluster_id));
-    let key = key.map_err(|error| bad(format!("{WHAT}: the CA's key {error}")))?;
-    Authority::restore(&meta.ca_certificate_der, &key).map_err(io::Error::other)
+/// The cluster's CAs and the one that signs, from its tables.
+fn authorities(store: &Store, keys: &Keys) -> io::Result<(Authorities, Authority)> {
+    let view = store.view()?;
+    let (meta, row) =
+        (rows::meta(&view).map_err(io::Error::other)?, rotation::row(&view).map_err(io::Error::other)?);
+    let known = Authorities::of_tables(&meta, &row).ok_or_else(|| bad("it holds no CA"))?;
+    let signs = super::keeper::authority(keys, &meta, &row);
+    Ok((known, signs.map_err(|why| bad(format!("{WHAT}: {why}")))?))
 }

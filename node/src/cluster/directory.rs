@@ -135,24 +135,37 @@ impl Directory {
 
     /// Writes a file so that a crash leaves the old one or the new one.
     pub(crate) fn put(&self, name: &str, octets: &[u8]) -> io::Result<()> {
-        let (aside, place) = (self.path.join(format!(".{name}.new")), self.path.join(name));
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+        self.put_aside(name, octets)?;
+        self.put_in_place(name)
+    }
+
+    fn put_aside(&self, name: &str, octets: &[u8]) -> io::Result<()> {
+        let aside = aside(&self.path, name);
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(aside)?;
         file.write_all(octets)?;
-        file.sync_all()?;
-        fs::rename(aside, place)?;
+        file.sync_all()
+    }
+
+    fn put_in_place(&self, name: &str) -> io::Result<()> {
+        fs::rename(aside(&self.path, name), self.path.join(name))?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Writes the files and, last, the card that names them.
+    /// Writes the files and the card that names them, so that a crash leaves all of the old ones or all of the new ones:
+    /// each is whole beside its place before the card is written, and a later start puts there what is named.
     pub(crate) fn settle(&self, card: &mut Card, files: &[(&str, &[u8])]) -> io::Result<()> {
         for (name, octets) in files {
-            self.put(name, octets)?;
+            self.put_aside(name, octets)?;
             card.files.insert((*name).to_owned(), sha256(octets));
         }
+        File::open(&self.path)?.sync_all()?;
         card.format = FORMAT;
         let text = serde_json::to_string(card)?;
         let stored = Stored { node: card.clone(), sha256: sha256(text.as_bytes()) };
         self.put(NODE, &serde_json::to_vec_pretty(&stored)?)?;
+        for (name, _) in files {
+            self.put_in_place(name)?;
+        }
         match fs::remove_file(self.path.join(UNFINISHED)) {
             Err(reason) if reason.kind() != io::ErrorKind::NotFound => Err(reason),
             _ => Ok(()),
@@ -164,10 +177,20 @@ impl Directory {
         card(&self.path)
     }
 
-    /// Reads a file that the card names and checks it.
+    /// Reads a file that the card names and checks it; puts it in its place where a crash left it beside.
     pub(crate) fn file(&self, card: &Card, name: &str) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        file(&self.path, card, name)
+        let octets = file(&self.path, card, name)?;
+        if fs::read(self.path.join(name)).ok().as_deref() != Some(octets.as_slice()) {
+            let failed = |reason| OpenError::Directory { path: self.path.clone(), reason };
+            self.put_in_place(name).map_err(failed)?;
+        }
+        Ok(octets)
     }
+}
+
+/// Where a file is until it is whole.
+fn aside(path: &Path, name: &str) -> PathBuf {
+    path.join(format!(".{name}.new"))
 }
 
 /// Reads and checks the card of a directory, locked or not.
@@ -195,9 +218,14 @@ pub(crate) fn card(path: &Path) -> Result<Card, OpenError> {
 /// Reads a file that the card names and checks it.
 pub(crate) fn file(path: &Path, card: &Card, name: &str) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let damaged = |reason: String| OpenError::Damaged { file: path.join(name), reason };
+    let expected = card.files.get(name);
+    let named = |octets: &Zeroizing<Vec<u8>>| expected == Some(&sha256(octets));
+    if let Some(octets) = fs::read(aside(path, name)).ok().map(Zeroizing::new).filter(named) {
+        return Ok(octets);
+    }
     let octets = Zeroizing::new(fs::read(path.join(name)).map_err(|why| damaged(why.to_string()))?);
-    match card.files.get(name) {
-        Some(expected) if *expected == sha256(&octets) => Ok(octets),
+    match expected {
+        Some(_) if named(&octets) => Ok(octets),
         Some(_) => Err(damaged("its SHA-256 is not the one that node.json names".into())),
         None => Err(damaged("node.json does not name it".into())),
     }
@@ -211,6 +239,48 @@ pub(crate) fn octets16(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crash_between_files_leaves_the_old_ones_or_the_new_ones() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let directory = Directory::lock(dir.path(), true).unwrap();
+        let mut card = Card {
+            format: 0,
+            id: 1,
+            name: "n1".into(),
+            zone: "hq".into(),
+            listen: String::new(),
+            advertise: String::new(),
+            witness: false,
+            cluster_id: String::new(),
+            cluster_name: String::new(),
+            incarnation: String::new(),
+            files: BTreeMap::new(),
+        };
+        let place = |name: &str| dir.path().join(name);
+        let both = |directory: &Directory| {
+            let card = directory.card().unwrap();
+            [NODE_KEY, NODE_CERTIFICATE].map(|name| directory.file(&card, name).unwrap().to_vec())
+        };
+        directory.settle(&mut card, &[(NODE_KEY, b"old"), (NODE_CERTIFICATE, b"of old")]).unwrap();
+        let before = fs::read(place(NODE)).unwrap();
+        directory.settle(&mut card, &[(NODE_KEY, b"new"), (NODE_CERTIFICATE, b"of new")]).unwrap();
+        assert_eq!(both(&directory), [b"new".to_vec(), b"of new".to_vec()]);
+        // The card was not written yet: what lies beside is nobody's.
+        let after = fs::read(place(NODE)).unwrap();
+        for (name, old) in [(NODE_KEY, "old"), (NODE_CERTIFICATE, "of old")] {
+            fs::rename(place(name), aside(dir.path(), name)).unwrap();
+            fs::write(place(name), old).unwrap();
+        }
+        fs::write(place(NODE), before).unwrap();
+        assert_eq!(both(&directory), [b"old".to_vec(), b"of old".to_vec()]);
+        // It was, and one of the files is in its place already.
+        fs::write(place(NODE), after).unwrap();
+        directory.put_in_place(NODE_KEY).unwrap();
+        assert_eq!(both(&directory), [b"new".to_vec(), b"of new".to_vec()]);
+        assert_eq!(fs::read(place(NODE_CERTIFICATE)).unwrap(), b"of new", "a start finishes what was begun");
+        assert!(!aside(dir.path(), NODE_CERTIFICATE).exists());
+    }
 
     #[test]
     fn a_loose_directory_is_closed_at_the_start() {

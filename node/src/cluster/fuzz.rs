@@ -10,6 +10,8 @@ use quire_proto::id::NodeId;
 use quire_proto::store as row;
 use rocksdb::WriteBatch;
 
+use super::Keys;
+use super::authorities::Authorities;
 use super::snapshot::{Gate, Staging};
 use super::spool::Spool;
 use super::store::{META, SPOOL, STATE, Store, View, key};
@@ -57,6 +59,14 @@ pub(crate) fn messages(data: &[u8]) {
     {
         wire::stored_membership(&stored);
     }
+    // Of a join's answer, and of the files in a data directory.
+    if let Some(authorities) = Authorities::parse(data) {
+        assert_eq!(authorities.octets(), data);
+    }
+    if let Some(keys) = Keys::from_octets(data) {
+        assert_eq!(Keys::from_octets(&keys.octets()).map(|again| again.held()), Some(keys.held()));
+    }
+    drop(proto::ClusterKeyRequest::decode(data));
     drop(proto::VoteRequest::decode(data));
     drop(proto::AttendRequest::decode(data));
     drop(proto::ProposeRequest::decode(data));

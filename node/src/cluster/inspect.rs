@@ -11,6 +11,7 @@ use std::time::Duration;
 use quire_proto::id::Millis;
 use quire_proto::store::Member;
 
+use super::authorities::Authorities;
 use super::directory::{
     self, CA_CERTIFICATE, CLUSTER_KEY, Card, DB, LOCK, NODE, NODE_CERTIFICATE, NODE_KEY, UPSTREAM_KEY,
 };
@@ -110,12 +111,16 @@ impl Inspection {
         self.card.as_ref().map(|card| card.listen.as_str())
     }
 
-    /// Its certificate and the CA's, as far as they are whole.
+    /// Its certificate and those of the CAs, as far as they are whole.
     pub(crate) fn certificates(&self) -> Vec<(&'static str, Vec<u8>)> {
         let Some(card) = &self.card else { return Vec::new() };
-        let files = [NODE_CERTIFICATE, CA_CERTIFICATE];
         let read = |name: &'static str| Some((name, directory::file(&self.path, card, name).ok()?.to_vec()));
-        files.into_iter().filter_map(read).collect()
+        let authorities =
+            read(CA_CERTIFICATE).and_then(|(name, octets)| Some((name, Authorities::parse(&octets)?)));
+        let roots = authorities.iter().flat_map(|(name, all)| {
+            all.roots().into_iter().map(|root| (*name, root.to_vec())).collect::<Vec<_>>()
+        });
+        read(NODE_CERTIFICATE).into_iter().chain(roots).collect()
     }
 
     /// The cluster's key, to open the settings: so that their secrets can be kept out of what is shown.

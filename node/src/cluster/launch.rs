@@ -9,9 +9,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::admission::Admission;
+use super::authorities::Authorities;
 use super::changes::Feed;
 use super::directory::Directory;
-use super::keys::Keys;
+use super::keeper::Keeper;
 use super::lend::Counter;
 use super::machine::Machine;
 use super::membership::Doorkeeper;
@@ -29,10 +30,11 @@ use super::spool::{SPOOL_LIMIT, Spool};
 use super::standing::{self, Standing};
 use super::store::Store;
 use super::timing::Timing;
+use super::vault::Vault;
 use super::volume::Volume;
 use super::writer::{Joiner, Writer};
 use super::{Me, OpenError};
-use crate::tls::{Acceptor, Connector, Key};
+use crate::tls::{Acceptor, Connector, Key, Trust};
 
 /// A lone voter elects itself within one election timeout; a slow disk gets longer.
 const FIRST_ELECTION: Duration = Duration::from_secs(30);
@@ -40,10 +42,8 @@ const FIRST_ELECTION: Duration = Duration::from_secs(30);
 /// A started node.
 pub(crate) struct Running {
     pub(crate) me: Me,
-    pub(crate) keys: Keys,
+    pub(crate) vault: Arc<Vault>,
     pub(crate) upstream_key: Key,
-    pub(crate) certificate: Vec<u8>,
-    pub(crate) ca_certificate: Vec<u8>,
     pub(crate) spool: Spool,
     pub(crate) proposer: Proposer,
     pub(crate) standing: watch::Receiver<Standing>,
@@ -56,7 +56,6 @@ pub(crate) struct Running {
     pub(crate) timing: Timing,
     tasks: Mutex<Tasks>,
     joiner: Joiner,
-    _directory: Directory,
 }
 
 #[derive(Default)]
@@ -123,14 +122,15 @@ impl Engine {
 /// member of a new cluster, else as the only voter that log and tables name.
 pub(crate) async fn alone(
     me: &Me,
-    ca_certificate: &[u8],
+    authorities: &Authorities,
     store: &Store,
     first: command::Kind,
     found: Option<Peer>,
     tuning: &Tuning,
 ) -> Result<(), OpenError> {
     let what = "commit the first entry";
-    let connector = Connector::new(None, ca_certificate).map_err(OpenError::during(what))?;
+    let trust = Trust::new(&authorities.roots()).map_err(OpenError::during(what))?;
+    let connector = Connector::new(None, trust).map_err(OpenError::during(what))?;
     let engine = Engine::start(me, store, connector, Introduction::default(), tuning, true).await?;
     if let Some(peer) = found {
         let members = BTreeMap::from([(me.id.0, peer)]);
@@ -157,10 +157,10 @@ impl Shared {
         &self,
         me: &Me,
         proposer: &Proposer,
-        keys: &Keys,
+        (vault, life): (&Vault, Duration),
         place: Place,
         acceptor: Acceptor,
-    ) -> Result<(oneshot::Sender<()>, JoinHandle<()>), OpenError> {
+    ) -> (oneshot::Sender<()>, JoinHandle<()>) {
         let members = Members {
             me: me.id.0,
             cluster_id: me.cluster_id.clone(),
@@ -175,12 +175,12 @@ impl Shared {
             register: self.register.clone(),
             door: self.counter.door(),
             timing: self.timing.clone(),
+            keys: vault.keys().clone(),
+            trust: vault.trust(),
         };
-        let keys = Keys::from_octets(keys.octets())
-            .ok_or_else(|| OpenError::during("copy the cluster key")("it has not 32 octets"))?;
-        let doorkeeper = Doorkeeper::new(proposer.clone(), keys);
+        let doorkeeper = Doorkeeper::new(proposer.clone(), vault.keys().clone(), life);
         let (stop, stopped) = oneshot::channel();
-        Ok((stop, tokio::spawn(server::serve(place.listener, acceptor, members, doorkeeper, stopped))))
+        (stop, tokio::spawn(server::serve(place.listener, acceptor, members, doorkeeper, stopped)))
     }
 
     /// Starts attending other nodes.
@@ -215,7 +215,8 @@ pub(crate) async fn launch(
     gate: Admission,
 ) -> Result<Running, OpenError> {
     let me = parts.me(place.listen)?;
-    let (acceptor, connector) = parts.tls()?;
+    let vault = Arc::new(Vault::new(&parts, directory)?);
+    let (acceptor, connector) = vault.tls()?;
     let spool = Spool::open(&store, me.id, SPOOL_LIMIT).map_err(OpenError::during("open the spool"))?;
     let counted = store.clone();
     let boot =
@@ -234,22 +235,23 @@ pub(crate) async fn launch(
         counter: Counter::new(),
         timing: timing.clone(),
     };
-    let (stop, serving) = shared.serve(&me, &proposer, &parts.keys, place, acceptor)?;
+    let life = tuning.certificate_life;
+    let (stop, serving) = shared.serve(&me, &proposer, (&vault, life), place, acceptor);
     let (tell, standing) = watch::channel(Standing::default());
     let gone = watch::Sender::new(Gone::new());
     let attending = shared.attend(&proposer, &gone, standing.clone());
     let (raft, last_word) = (proposer.raft.clone(), shared.last_word.clone());
     let (tell_space, space) = watch::channel(Space::default());
-    let watching = tokio::spawn(space::keep(directory.path().to_owned(), proposer.clone(), tell_space));
+    let watching = tokio::spawn(space::keep(vault.path().to_owned(), proposer.clone(), tell_space));
+    let keeper = Keeper { proposer: proposer.clone(), vault: vault.clone(), life };
+    let keeping = tokio::spawn(keeper.keep());
     let observing = tokio::spawn(standing::observe(raft, last_word, gone.subscribe(), timing.clone(), tell));
     let purging = tokio::spawn(volume.keep(proposer.raft.clone()));
     let pacing = tokio::spawn(timing.clone().keep(store, standing.clone()));
     Ok(Running {
         me,
-        keys: parts.keys,
+        vault,
         upstream_key: parts.upstream_key,
-        certificate: parts.certificate,
-        ca_certificate: parts.ca_certificate,
         spool,
         proposer,
         standing,
@@ -264,10 +266,9 @@ pub(crate) async fn launch(
             leaving: Some(shared.leaving),
             stop: Some(stop),
             serving: Some(serving),
-            others: vec![observing, attending, watching, pacing, purging],
+            others: vec![observing, attending, watching, keeping, pacing, purging],
         }),
         joiner,
-        _directory: directory,
     })
 }
 
@@ -305,7 +306,8 @@ impl Running {
 
     /// Waits until the database is closed: its threads first, then its handles.
     pub(crate) async fn close(self) {
-        let Running { proposer, spool, joiner, _directory, .. } = self;
+        // The vault holds the directory's lock until all is closed.
+        let Running { proposer, spool, joiner, vault: _locked, .. } = self;
         let store = proposer.store.clone();
         drop((proposer, spool));
         let _ = away(move || {

@@ -6,20 +6,23 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use quire_coordinator::rotation;
 use quire_coordinator::tables::{ReadExt, Table};
 use quire_proto::cluster::door_client::DoorClient;
 use quire_proto::cluster::door_server::Door;
 use quire_proto::cluster::{JoinReply, JoinRequest};
-use quire_proto::store::{Join, Member, Meta, Outcome, TokenRow, command, outcome};
+use quire_proto::store::{Join, Member, Meta, Outcome, RotationRow, TokenRow, command, outcome};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
 use super::OpenError;
+use super::authorities::Authorities;
+use super::keeper::{authority, until};
 use super::keys::Keys;
 use super::network::{dial, endpoint, node_uri, server_name};
 use super::propose::{ProposeError, Proposer};
 use super::token::Token;
-use crate::tls::{self, Authority, Connector, Names};
+use crate::tls::{self, Connector, Names};
 
 /// Joins worked on at once; a third waits. Each costs a proposal and two signatures.
 const JOINS: usize = 2;
@@ -60,20 +63,24 @@ pub(crate) fn check_address(address: &str) -> Result<(), String> {
 pub(crate) struct Doorkeeper {
     proposer: Proposer,
     keys: Keys,
+    /// Of the certificates that it signs.
+    life: Duration,
     places: Semaphore,
 }
 
 impl Doorkeeper {
-    pub(crate) fn new(proposer: Proposer, keys: Keys) -> Self {
-        Doorkeeper { proposer, keys, places: Semaphore::new(JOINS) }
+    pub(crate) fn new(proposer: Proposer, keys: Keys, life: Duration) -> Self {
+        Doorkeeper { proposer, keys, life, places: Semaphore::new(JOINS) }
     }
 
-    fn meta(&self) -> Result<Meta, Status> {
+    fn tables(&self) -> Result<(Meta, RotationRow), Status> {
         let view = self.proposer.store.view().map_err(|error| Status::internal(error.to_string()))?;
         let meta: Option<Meta> =
             view.row(Table::Meta, b"meta").map_err(|fault| Status::internal(fault.to_string()))?;
-        meta.filter(|meta| !meta.cluster_id.is_empty())
-            .ok_or_else(|| Status::unavailable("this node is still catching up: ask another member, or wait"))
+        let meta = meta.filter(|meta| !meta.cluster_id.is_empty()).ok_or_else(|| {
+            Status::unavailable("this node is still catching up: ask another member, or wait")
+        })?;
+        Ok((meta, rotation::row(&view).map_err(|fault| Status::internal(fault.to_string()))?))
     }
 
     /// The member that an earlier try of the same join made, if its answer was lost.
@@ -112,15 +119,15 @@ impl Doorkeeper {
         }
     }
 
-    fn certify(&self, meta: &Meta, node: u64, csr_der: &[u8]) -> Result<Vec<u8>, Status> {
-        let key = self
-            .keys
-            .open(&meta.ca_private_key_sealed, &ca_purpose(&meta.cluster_id))
-            .map_err(|error| Status::internal(format!("open the CA key: {error}")))?;
-        let authority = Authority::restore(&meta.ca_certificate_der, &key)
-            .map_err(|error| Status::internal(error.to_string()))?;
+    fn certify(
+        &self,
+        (meta, row): (&Meta, &RotationRow),
+        node: u64,
+        csr_der: &[u8],
+    ) -> Result<Vec<u8>, Status> {
+        let authority = authority(&self.keys, meta, row).map_err(Status::internal)?;
         authority
-            .sign(csr_der, &names(&meta.cluster_id, node))
+            .sign(csr_der, &names(&meta.cluster_id, node), until(meta, self.life))
             .map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }
@@ -148,18 +155,22 @@ impl Door for Doorkeeper {
         let _place = self.places.acquire().await.map_err(|_| Status::unavailable("closing"))?;
         let request = request.into_inner();
         check(&request).map_err(Status::invalid_argument)?;
-        let meta = self.meta()?;
+        let (meta, row) = self.tables()?;
         // Tried before the token is spent: a malformed request must not cost the operator a token.
-        self.certify(&meta, 0, &request.csr_der)?;
+        self.certify((&meta, &row), 0, &request.csr_der)?;
         let node = self.admit(&request).await?;
         tracing::info!(node, name = request.name, "a node joined");
+        // A change of the CA may have come before it, and the old one may count no longer.
+        let (meta, row) = self.tables()?;
+        let authorities = Authorities::of_tables(&meta, &row).unwrap_or_default();
         Ok(Response::new(JoinReply {
             node,
             cluster_id: meta.cluster_id.clone(),
             cluster_name: meta.cluster_name.clone(),
-            certificate_der: self.certify(&meta, node, &request.csr_der)?.into(),
+            certificate_der: self.certify((&meta, &row), node, &request.csr_der)?.into(),
             ca_certificate_der: meta.ca_certificate_der.clone(),
-            cluster_key: Bytes::copy_from_slice(self.keys.octets()),
+            cluster_key: Bytes::copy_from_slice(&self.keys.octets()),
+            authorities_der: authorities.each().iter().map(|der| Bytes::copy_from_slice(der)).collect(),
         }))
     }
 }
@@ -207,15 +218,21 @@ pub(crate) async fn ask(seed: &str, token: &Token, request: JoinRequest) -> Resu
     }
 }
 
-/// Checks that an answer is what the token promised.
-pub(crate) fn verify(token: &Token, reply: &JoinReply) -> Result<(), OpenError> {
+/// Checks that an answer is what the token promised; answers whom to trust.
+pub(crate) fn verify(token: &Token, reply: &JoinReply) -> Result<Authorities, OpenError> {
     let wrong = |what: &str| OpenError::Refused(format!("the answer to the join {what}"));
-    if tls::pin(&reply.ca_certificate_der) != token.ca_pin {
+    // Older programs send their only one.
+    let authorities = match reply.authorities_der.as_slice() {
+        [] => Authorities::of(&[&reply.ca_certificate_der]),
+        several => Authorities::of(several),
+    };
+    let authorities = authorities.ok_or_else(|| wrong("brings no CA"))?;
+    if !authorities.roots().iter().any(|root| tls::pin(root) == token.ca_pin) {
         return Err(wrong("brings another CA than the token names"));
     }
     let uri = tls::uri_of(&reply.certificate_der);
     if uri.as_deref() != Some(node_uri(&reply.cluster_id, reply.node).as_str()) {
         return Err(wrong("brings a certificate for somebody else"));
     }
-    Ok(())
+    Ok(authorities)
 }

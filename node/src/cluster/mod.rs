@@ -17,11 +17,13 @@
 //! for this incarnation; private keys never leave their node.
 
 mod admission;
+mod authorities;
 mod backup;
 mod changes;
 mod directory;
 pub(crate) mod fuzz;
 mod inspect;
+mod keeper;
 mod keys;
 mod launch;
 mod lend;
@@ -36,6 +38,7 @@ mod propose;
 mod raft;
 mod recover;
 mod register;
+mod rotation;
 mod server;
 mod settings;
 pub(crate) mod sim;
@@ -47,6 +50,7 @@ mod start;
 mod store;
 mod timing;
 mod token;
+mod vault;
 mod volume;
 mod wire;
 mod writer;
@@ -72,7 +76,7 @@ pub(crate) use inspect::{Inspection, Look, SECRET_FILES, last_heard};
 pub use keys::{KeyError, Keys};
 pub(crate) use lend::Wanted;
 pub use propose::{PROPOSAL_OCTETS, ProposeError};
-pub use settings::SettingsError;
+pub use settings::{PutError, SettingsError};
 pub(crate) use settings::{open_settings, secrets};
 pub use space::Space;
 pub use spool::{SPOOL_LIMIT, Spool, SpoolError};
@@ -199,7 +203,9 @@ pub enum OpenError {
     #[error("the cluster refused the join: {0}")]
     Refused(String),
     /// The address answers, but is not of the cluster that made the token.
-    #[error("{seed} is not a node of the cluster that made this token: check --join and --token")]
+    #[error(
+        "{seed} is not a node of the cluster that made this token, or its CA was changed since: check --join, and make a new token with `quire token create`"
+    )]
     WrongAuthority {
         /// The address asked.
         seed: String,
@@ -316,9 +322,9 @@ impl Cluster {
         &self.inner.me
     }
 
-    /// The cluster's secret key.
+    /// The cluster's secret key, in the generations that are here.
     pub fn keys(&self) -> &Keys {
-        &self.inner.keys
+        self.inner.vault.keys()
     }
 
     /// This node's own observations that are not committed yet.
@@ -328,7 +334,7 @@ impl Cluster {
 
     /// The certificate that other members know this node by.
     pub(crate) fn certificate(&self) -> Vec<u8> {
-        self.inner.certificate.clone()
+        self.inner.vault.certificate()
     }
 
     /// The PKCS#8 private key for the upstream link; it never leaves this node.
@@ -555,7 +561,8 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::propose`].
     pub async fn create_token(&self, ttl: Duration, by: &str) -> Result<String, ProposeError> {
-        let token = Token::generate(crate::tls::pin(&self.inner.ca_certificate))
+        // Of the CA that this node shows: while another one comes, the others show it, too, or soon.
+        let token = Token::generate(self.inner.vault.ca_pin())
             .map_err(|error| ProposeError::Stopped(error.to_string()))?;
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let create = CreateToken {
@@ -563,6 +570,7 @@ impl Cluster {
             secret_sha256: Bytes::copy_from_slice(&token.secret_sha256()),
             expires_at_ms: crate::clock::now().0.saturating_add(ttl_ms),
             by: by.to_owned(),
+            ca_sha256: Bytes::copy_from_slice(&token.ca_pin),
         };
         self.propose(command::Kind::CreateToken(create), Duration::from_secs(10)).await?;
         Ok(token.text().to_string())

@@ -24,7 +24,9 @@ use quire_proto::store::Member;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
+use zeroize::Zeroizing;
 
+use super::keys::Octets;
 use super::lend;
 use super::pace::stretch;
 use super::raft::{Peer, Raft, Types, Vote, away};
@@ -164,10 +166,27 @@ impl Net {
     }
 
     fn link(&self, target: u64, peer: &Peer, lane: Lane) -> Link {
-        let client = RaftClient::new(self.channel(target, lane, &peer.address))
-            .max_decoding_message_size(MESSAGE_OCTETS)
-            .max_encoding_message_size(MESSAGE_OCTETS);
-        Link { net: self.clone(), target, peer: peer.clone(), client }
+        Link { net: self.clone(), target, peer: peer.clone(), lane }
+    }
+
+    /// Whatever is asked from now on goes over new connections: certificates or CAs have changed. Calls under way end on
+    /// the old ones.
+    pub(crate) fn reconnect(&self) {
+        self.0.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Asks `target`, a member, for a generation of the cluster key.
+    pub(crate) async fn cluster_key(&self, target: u64, generation: u64) -> Result<Octets, Status> {
+        let peer = self.peer(target, None);
+        let peer = peer.ok_or_else(|| Status::unavailable(format!("node {target} is not known here")))?;
+        let link = self.link(target, &peer, Lane::Proposals);
+        let request = proto::ClusterKeyRequest { envelope: link.envelope(), generation };
+        let reply = link.client().cluster_key(request).await?.into_inner();
+        let octets = Zeroizing::new(
+            <[u8; 32]>::try_from(reply.key.as_ref())
+                .map_err(|_| Status::internal("a key of another length"))?,
+        );
+        Ok(octets)
     }
 
     /// Hands an encoded command to `target`, which should be the leader.
@@ -179,9 +198,9 @@ impl Net {
     ) -> Result<proto::propose_reply::Result, Status> {
         let peer = self.peer(target, known);
         let peer = peer.ok_or_else(|| Status::unavailable(format!("node {target} is not known here")))?;
-        let mut link = self.link(target, &peer, Lane::Proposals);
+        let link = self.link(target, &peer, Lane::Proposals);
         let envelope = Some(self.envelope(target, &peer.incarnation));
-        let reply = link.client.propose(proto::ProposeRequest { envelope, command }).await?.into_inner();
+        let reply = link.client().propose(proto::ProposeRequest { envelope, command }).await?.into_inner();
         reply.result.ok_or_else(|| Status::internal("an empty answer to a proposal"))
     }
 }
@@ -195,9 +214,10 @@ impl Net {
     ) -> Result<proto::ShowReply, Status> {
         let peer = self.peer(target, None);
         let peer = peer.ok_or_else(|| Status::unavailable(format!("node {target} is not known here")))?;
-        let mut link = self.link(target, &peer, Lane::Pages);
+        let link = self.link(target, &peer, Lane::Pages);
+        let mut client = link.client();
         let envelope = Some(self.envelope(target, &peer.incarnation));
-        let asked = link.client.show(proto::ShowRequest { envelope, ..page });
+        let asked = client.show(proto::ShowRequest { envelope, ..page });
         let reply = tokio::time::timeout(lend::PATIENCE, asked).await;
         Ok(reply.map_err(|_| Status::deadline_exceeded("the page took too long"))??.into_inner())
     }
@@ -281,10 +301,17 @@ pub(crate) struct Link {
     net: Net,
     target: u64,
     peer: Peer,
-    client: RaftClient<Channel>,
+    lane: Lane,
 }
 
 impl Link {
+    /// Over the connection of the moment.
+    fn client(&self) -> RaftClient<Channel> {
+        RaftClient::new(self.net.channel(self.target, self.lane, &self.peer.address))
+            .max_decoding_message_size(MESSAGE_OCTETS)
+            .max_encoding_message_size(MESSAGE_OCTETS)
+    }
+
     fn envelope(&self) -> Option<proto::Envelope> {
         Some(self.net.envelope(self.target, &self.peer.incarnation))
     }
@@ -338,7 +365,7 @@ impl Link {
 
     /// How many rows of a view the peer has already.
     async fn staged(&self, id: &str) -> RpcResult<u64> {
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let request = proto::StagedRequest { envelope: self.envelope(), id: id.to_owned() };
         match tokio::time::timeout(APPEND, client.staged(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner().rows),
@@ -389,7 +416,7 @@ impl RaftNetworkV2<Types> for Link {
             committed: rpc.leader_commit.as_ref().map(wire::log_id),
             beat_ms: self.net.0.timing.pace.beat_ms(),
         };
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let call = async move { client.append(request).await };
         let reply = match heartbeat {
             true => {
@@ -410,7 +437,7 @@ impl RaftNetworkV2<Types> for Link {
     }
 
     async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> RpcResult<VoteResponse<Types>> {
-        let (mut client, ballot) = (self.client.clone(), self.ballot(&rpc));
+        let (mut client, ballot) = (self.client(), self.ballot(&rpc));
         let call = self.measured(async move { client.vote(ballot).await }, |_| None);
         verdict(&self.within(RPCTypes::Vote, stretch(option.soft_ttl()), call).await?)
     }
@@ -420,7 +447,7 @@ impl RaftNetworkV2<Types> for Link {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<Types>> {
-        let (mut client, ballot) = (self.client.clone(), self.ballot(&rpc));
+        let (mut client, ballot) = (self.client(), self.ballot(&rpc));
         let call = self.measured(async move { client.pre_vote(ballot).await }, |_| None);
         verdict(&self.within(RPCTypes::Vote, stretch(option.soft_ttl()), call).await?)
     }
@@ -448,7 +475,7 @@ impl RaftNetworkV2<Types> for Link {
         };
         let (parts, stream) = tokio::sync::mpsc::channel(4);
         let sending = tokio::spawn(send(head, reading, parts));
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let call = client.snapshot(tokio_stream::wrappers::ReceiverStream::new(stream));
         let reply = tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
@@ -473,7 +500,7 @@ impl RaftNetworkV2<Types> for Link {
             to: *rpc.to_node_id(),
             last: rpc.last_log_id().map(wire::log_id),
         };
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let call = client.transfer_leader(request);
         self.within(RPCTypes::TransferLeader, stretch(option.soft_ttl()), call).await?;
         Ok(Ok(()))

@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 
+use super::authorities::Authorities;
 use super::directory::{
     CA_CERTIFICATE, CLUSTER_KEY, Card, Directory, NODE_CERTIFICATE, NODE_KEY, UPSTREAM_KEY, octets16,
 };
 use super::keys::{self, Keys};
 use super::place::Place;
 use super::{Me, OpenError};
-use crate::tls::{Acceptor, Connector, Identity, Key};
+use crate::tls::Key;
 
 /// What a node needs to run.
 pub(crate) struct Parts {
@@ -21,7 +22,7 @@ pub(crate) struct Parts {
     pub(crate) node_key: Key,
     pub(crate) upstream_key: Key,
     pub(crate) certificate: Vec<u8>,
-    pub(crate) ca_certificate: Vec<u8>,
+    pub(crate) authorities: Authorities,
 }
 
 /// What a new node is called, and its own secrets: the same for the first and for one that joins.
@@ -91,24 +92,15 @@ impl Parts {
         })
     }
 
-    /// Both ends of the connections between nodes.
-    pub(crate) fn tls(&self) -> Result<(Acceptor, Connector), OpenError> {
-        let during = || OpenError::during("prepare TLS");
-        let chain: [&[u8]; 2] = [&self.certificate, &self.ca_certificate];
-        let identity = Identity::new(&chain, &self.node_key).map_err(during())?;
-        let acceptor = Acceptor::new(identity.clone(), &self.ca_certificate).map_err(during())?;
-        let connector = Connector::new(Some(identity), &self.ca_certificate).map_err(during())?;
-        Ok((acceptor, connector))
-    }
-
     /// Writes everything to the directory; from here on it holds a node.
     pub(crate) fn settle(&mut self, directory: &Directory) -> Result<(), OpenError> {
         let (node_key, upstream_key) = (self.node_key.to_pkcs8(), self.upstream_key.to_pkcs8());
+        let (authorities, keys) = (self.authorities.octets(), self.keys.octets());
         let files: [(&str, &[u8]); 5] = [
             (NODE_KEY, &node_key),
             (NODE_CERTIFICATE, &self.certificate),
-            (CA_CERTIFICATE, &self.ca_certificate),
-            (CLUSTER_KEY, self.keys.octets()),
+            (CA_CERTIFICATE, &authorities),
+            (CLUSTER_KEY, &keys),
             (UPSTREAM_KEY, &upstream_key),
         ];
         directory
@@ -125,13 +117,15 @@ impl Parts {
             Key::from_pkcs8(&directory.file(&card, name)?).map_err(|error| damaged(name, error.to_string()))
         };
         let keys = Keys::from_octets(&directory.file(&card, CLUSTER_KEY)?)
-            .ok_or_else(|| damaged(CLUSTER_KEY, "it has not 32 octets".into()))?;
+            .ok_or_else(|| damaged(CLUSTER_KEY, "it holds no key".into()))?;
+        let authorities = Authorities::parse(&directory.file(&card, CA_CERTIFICATE)?)
+            .ok_or_else(|| damaged(CA_CERTIFICATE, "it holds no CA certificate".into()))?;
         Ok(Parts {
             keys,
             node_key: key(NODE_KEY)?,
             upstream_key: key(UPSTREAM_KEY)?,
             certificate: directory.file(&card, NODE_CERTIFICATE)?.to_vec(),
-            ca_certificate: directory.file(&card, CA_CERTIFICATE)?.to_vec(),
+            authorities,
             card,
         })
     }

@@ -47,6 +47,11 @@ const DOUBT: Duration = Duration::from_secs(10);
 /// Between two notes of what others acknowledged; a directory rolled back by less goes unnoticed.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Whoever was removed before the CA was changed cannot be told so: it trusts nobody who could.
+const STRANGE: &str = "it shows a certificate of a CA that this node does not know. If this node was removed from the \
+    cluster, whose CA was changed since, let this machine join anew with an empty directory and a new token; else \
+    something of another cluster has that node's address";
+
 /// Whose process is known to be gone, and since when.
 pub(crate) type Gone = BTreeMap<NodeId, Instant>;
 
@@ -231,7 +236,7 @@ impl Presence {
 
     /// Keeps a stream to one node, for as long as it is wanted.
     async fn attend(self, node: u64) {
-        let mut pause = OFTEN;
+        let (mut pause, mut strange) = (OFTEN, false);
         loop {
             // Once this process takes part its log grows, and so does what others know of it: no comparison
             // would be fair.
@@ -258,6 +263,11 @@ impl Presence {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.leave(node),
+                Err(error) if error.to_string().contains("UnknownIssuer") => {
+                    if !std::mem::replace(&mut strange, true) {
+                        tracing::warn!(node, "{STRANGE}");
+                    }
+                }
                 Err(error) => tracing::debug!(node, %error, "attend"),
             }
             tokio::time::sleep(pause).await;

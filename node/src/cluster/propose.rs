@@ -183,7 +183,7 @@ impl Proposer {
         self.admission.as_ref().is_none_or(|admission| *admission.borrow() == Admission::Open)
     }
 
-    fn leader(&self) -> Option<u64> {
+    pub(crate) fn leader(&self) -> Option<u64> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.current_leader

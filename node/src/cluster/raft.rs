@@ -6,6 +6,7 @@
 use std::fmt::{self, Debug};
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -81,6 +82,8 @@ pub(crate) struct Tuning {
     pub(crate) keep_entries: u64,
     /// The latest cluster version that this program knows.
     pub(crate) cluster_version: u32,
+    /// How long nodes' certificates are good for.
+    pub(crate) certificate_life: Duration,
 }
 
 impl Default for Tuning {
@@ -94,6 +97,7 @@ impl Default for Tuning {
             snapshot_entries: 2000,
             keep_entries: 2000,
             cluster_version: quire_proto::CLUSTER_VERSION,
+            certificate_life: super::keeper::LIFE,
         }
     }
 }

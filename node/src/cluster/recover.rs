@@ -41,7 +41,7 @@ pub(crate) async fn recover(data_dir: &Path, tuning: &Tuning) -> Result<String, 
     let base = recover::base(numbered);
     let keep = member(&store, &me).map_err(OpenError::during(WHAT))?;
     let command = Recover { base, keep: Some(keep), by: "operator".into() };
-    alone(&me, &parts.ca_certificate, &store, command::Kind::Recover(command), None, tuning).await?;
+    alone(&me, &parts.authorities, &store, command::Kind::Recover(command), None, tuning).await?;
     away(move || go_on_behind(&store, base)).await.map_err(OpenError::during(WHAT))?;
     Ok(me.name)
 }

@@ -10,16 +10,21 @@ use bytes::Bytes;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use quire_coordinator::tables::{Read, Table};
+use quire_coordinator::{rotation, rows};
 use quire_proto::cluster as proto;
 use quire_proto::cluster::attend_reply::Verdict;
 use quire_proto::cluster::raft_server::{Raft as Service, RaftServer};
 use quire_proto::cluster::{door_server::DoorServer, propose_reply, snapshot_part::Part};
+use quire_proto::id::NodeId;
+use quire_proto::store::Member;
+use rustls_pki_types::UnixTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::Admission;
+use super::keys::Keys;
 use super::lend::Door;
 use super::membership::Doorkeeper;
 use super::network::{MESSAGE_OCTETS, node_uri};
@@ -31,7 +36,7 @@ use super::store::Store;
 use super::timing::Timing;
 use super::wire;
 use crate::clock;
-use crate::tls::{self, Acceptor};
+use crate::tls::{self, Acceptor, Trust};
 
 /// Handshakes at once: 256 of about 30 KiB each. More wait in the kernel's accept queue.
 const HANDSHAKES: usize = 256;
@@ -87,6 +92,10 @@ pub(crate) struct Members {
     pub(crate) door: Door,
     /// The pace that the leader sets, and what is measured here.
     pub(crate) timing: Timing,
+    /// For members that lack one.
+    pub(crate) keys: Keys,
+    /// Whose certificates count now; that of a connection may be of before.
+    pub(crate) trust: Arc<Trust>,
 }
 
 fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
@@ -163,8 +172,47 @@ impl Members {
     fn identify<T>(&self, request: &Request<T>, envelope: Option<&proto::Envelope>) -> Result<u64, Status> {
         let certificates = request.peer_certs().ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let leaf = certificates.first().ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        let now = UnixTime::since_unix_epoch(Duration::from_millis(clock::now().0));
+        if !self.trust.vouches(&certificates, now) {
+            return Err(Status::unauthenticated("the certificate is of a CA that counts no longer"));
+        }
         let uri = tls::uri_of(leaf).ok_or_else(|| Status::unauthenticated("a certificate without a node"))?;
         self.check(&uri, envelope)
+    }
+
+    /// As [`Members::admit`], and it shows the public key that the others know it by: with the CA's key alone nobody can
+    /// say that he is another member.
+    fn admit_known<T>(
+        &self,
+        request: &Request<T>,
+        envelope: Option<&proto::Envelope>,
+    ) -> Result<Member, Status> {
+        self.admit(request, envelope)?;
+        let from = envelope.map_or(0, |envelope| envelope.from);
+        let view = self.store.view().map_err(broken)?;
+        // One that our tables have not reached yet is new.
+        let member = rows::member(&view, NodeId(from)).map_err(broken)?.unwrap_or_default();
+        let certificates = request.peer_certs().unwrap_or_default();
+        let shown = certificates.first().and_then(|leaf| tls::said_of(leaf)).map(|(said, _)| said.public_key);
+        let same = |der: &[u8]| tls::said_of(der).map(|(said, _)| said.public_key) == shown;
+        if shown.is_none() || !rotation::is_known(&member, same) {
+            return Err(Status::permission_denied(format!("node {from} is known by another certificate")));
+        }
+        Ok(member)
+    }
+
+    /// A generation of the cluster key that the tables name: who was removed before it was begun is no member there.
+    fn key_for(&self, member: &Member, generation: u64) -> Result<proto::ClusterKeyReply, Status> {
+        if member.certificate_der.is_empty() {
+            return Err(Status::unavailable("your certificate is not known here yet"));
+        }
+        let row = rotation::row(&self.store.view().map_err(broken)?).map_err(broken)?;
+        let wanted = rotation::wanted(&row).into_iter().find(|(number, _)| *number == generation);
+        let here = wanted.filter(|(_, hash)| self.keys.has(generation, hash));
+        match here.and_then(|_| self.keys.key(generation)) {
+            Some(key) => Ok(proto::ClusterKeyReply { key: Bytes::copy_from_slice(key.as_slice()) }),
+            None => Err(Status::unavailable("it does not have that key")),
+        }
     }
 
     /// As [`Members::admit`], for what changes Raft's state: not before this process may take part.
@@ -373,6 +421,14 @@ impl Service for Members {
         }
     }
 
+    async fn cluster_key(
+        &self,
+        request: Request<proto::ClusterKeyRequest>,
+    ) -> Result<Response<proto::ClusterKeyReply>, Status> {
+        let member = self.admit_known(&request, request.get_ref().envelope.as_ref())?;
+        self.key_for(&member, request.get_ref().generation).map(Response::new)
+    }
+
     async fn show(&self, request: Request<proto::ShowRequest>) -> Result<Response<proto::ShowReply>, Status> {
         self.admit(&request, request.get_ref().envelope.as_ref())?;
         self.door.show(request.into_inner()).await.map(Response::new)
@@ -383,6 +439,7 @@ impl Service for Members {
         request: Request<proto::ProposeRequest>,
     ) -> Result<Response<proto::ProposeReply>, Status> {
         self.admit_to_raft(&request, request.get_ref().envelope.as_ref())?;
+        self.admit_known(&request, request.get_ref().envelope.as_ref())?;
         let result = match self.raft.client_write(Proposal(led(&request.into_inner().command))).await {
             Ok(written) => {
                 let outcome = prost::Message::encode_to_vec(&written.data.0);

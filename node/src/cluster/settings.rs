@@ -1,15 +1,16 @@
 //! The replicated settings, with their secrets opened in memory and sealed everywhere else.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use data_encoding::BASE64_NOPAD;
-use quire_coordinator::rows;
 use quire_coordinator::settings::{self, BadSettings, Notify, Settings};
 use quire_coordinator::tables::Fault;
-use quire_proto::store::PutSettings;
+use quire_coordinator::{rotation, rows};
+use quire_proto::store::{PutSettings, command};
 use zeroize::Zeroizing;
 
-use super::{Cluster, Keys};
+use super::{Cluster, KeyError, Keys, ProposeError};
 
 /// Marks a secret that is sealed with the cluster's key.
 const SEALED: &str = "sealed:";
@@ -25,8 +26,30 @@ pub enum SettingsError {
     Fault(#[from] Fault),
     /// The key could not be used.
     #[error(transparent)]
-    Key(#[from] super::KeyError),
+    Key(#[from] KeyError),
 }
+
+impl SettingsError {
+    /// Whether it is over as soon as this node has fetched the cluster key from another member.
+    pub(crate) fn passes(&self) -> bool {
+        matches!(self, SettingsError::Key(KeyError::Missing(_)))
+    }
+}
+
+/// Why settings were not put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// They cannot be.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The cluster did not take them.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+}
+
+/// How often settings are sealed again, and what lies between: a follower applies what is committed within a heartbeat.
+const RESEALS: u32 = 20;
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The settings that were opened last, by the log index that made them.
 #[derive(Default)]
@@ -48,9 +71,20 @@ impl Cluster {
         {
             return Ok(Some(Arc::clone(settings)));
         }
-        let keys = self.keys();
+        let (keys, mut missing) = (self.keys(), None);
         let clear =
-            settings::open_secrets(&meta.settings_toml, &mut |path, sealed| open(keys, path, sealed))?;
+            settings::open_secrets(&meta.settings_toml, &mut |path, sealed| match open(keys, path, sealed) {
+                Ok(clear) => Some(clear),
+                Err(error @ KeyError::Missing(_)) => {
+                    missing = Some(error);
+                    None
+                }
+                Err(_) => None,
+            });
+        if let Some(missing) = missing {
+            return Err(missing.into());
+        }
+        let clear = clear?;
         let settings = Arc::new(Settings::parse(&clear)?);
         *latest = Some((meta.settings_index, Arc::clone(&settings)));
         Ok(Some(settings))
@@ -67,9 +101,10 @@ impl Cluster {
         let first = known.is_none();
         let before = known.map_or_else(Settings::default, |settings| (*settings).clone());
         let keys = self.keys();
+        let key_generation = rotation::in_force(&rotation::row(&self.view())?);
         let mut failed = None;
         let toml = settings::seal_secrets(text, &mut |path, clear| {
-            seal(keys, path, clear).unwrap_or_else(|error| {
+            seal(keys, key_generation, path, clear).unwrap_or_else(|error| {
                 failed = Some(error);
                 SEALED.to_owned()
             })
@@ -88,7 +123,33 @@ impl Cluster {
         if sweep_again {
             changes.push("note: everything is swept again, as more may be found".to_owned());
         }
-        Ok((PutSettings { toml, by: by.to_owned(), hide, expire_after_ms, sweep_again }, changes))
+        let by = by.to_owned();
+        Ok((PutSettings { toml, by, hide, expire_after_ms, sweep_again, key_generation }, changes))
+    }
+
+    /// Puts a settings file in force, also where the cluster key is being changed; answers what it changes, in words.
+    ///
+    /// # Errors
+    /// When the file is bad, or the change is not committed within `patience`.
+    pub async fn put_settings(
+        &self,
+        text: &str,
+        by: &str,
+        patience: Duration,
+    ) -> Result<Vec<String>, PutError> {
+        let mut tries = 0;
+        loop {
+            let (command, changes) = self.seal_settings(text, by)?;
+            tries += 1;
+            match self.propose(command::Kind::PutSettings(command), patience).await {
+                Ok(_) => return Ok(changes),
+                // Sealed a moment before another key was put in force; this node's tables may be a moment behind.
+                Err(ProposeError::Rejected(why)) if why == rotation::SEALED_OTHERWISE && tries < RESEALS => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -98,7 +159,7 @@ pub(crate) fn secrets(keys: &Keys, toml: &str) -> Vec<Zeroizing<String>> {
     let mut found = Vec::new();
     // Left as it is: only what passes by is of interest.
     let _ = settings::open_secrets(toml, &mut |path, sealed| {
-        let clear = open(keys, path, sealed)?;
+        let clear = open(keys, path, sealed).ok()?;
         found.push(Zeroizing::new(clear));
         Some(sealed.to_owned())
     });
@@ -107,7 +168,7 @@ pub(crate) fn secrets(keys: &Keys, toml: &str) -> Vec<Zeroizing<String>> {
 
 /// Settings as a node keeps them, opened; `None` where they cannot be.
 pub(crate) fn open_settings(keys: &Keys, toml: &str) -> Option<Settings> {
-    let clear = settings::open_secrets(toml, &mut |path, sealed| open(keys, path, sealed)).ok()?;
+    let clear = settings::open_secrets(toml, &mut |path, sealed| open(keys, path, sealed).ok()).ok()?;
     Settings::parse(&clear).ok()
 }
 
@@ -118,15 +179,28 @@ fn purpose(path: &str) -> Vec<u8> {
     format!("settings {kind}").into_bytes()
 }
 
-fn seal(keys: &Keys, path: &str, clear: &str) -> Result<String, super::KeyError> {
-    let sealed = keys.seal(clear.as_bytes(), &purpose(path))?;
+/// The settings' secrets sealed with another generation. Those that nobody can open stay as they are.
+pub(super) fn reseal(keys: &Keys, generation: u64, toml: &str) -> Result<String, SettingsError> {
+    let mut failed = None;
+    let resealed = settings::open_secrets(toml, &mut |path, sealed| {
+        let Ok(clear) = open(keys, path, sealed).map(Zeroizing::new) else { return Some(sealed.to_owned()) };
+        seal(keys, generation, path, &clear).map_err(|error| failed = Some(error)).ok()
+    });
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(resealed?),
+    }
+}
+
+fn seal(keys: &Keys, generation: u64, path: &str, clear: &str) -> Result<String, KeyError> {
+    let sealed = keys.seal(generation, clear.as_bytes(), &purpose(path))?;
     Ok(format!("{SEALED}{}", BASE64_NOPAD.encode(&sealed)))
 }
 
-fn open(keys: &Keys, path: &str, sealed: &str) -> Option<String> {
-    let octets = BASE64_NOPAD.decode(sealed.strip_prefix(SEALED)?.as_bytes()).ok()?;
-    let clear = keys.open(&octets, &purpose(path)).ok()?;
-    String::from_utf8(clear.to_vec()).ok()
+fn open(keys: &Keys, path: &str, sealed: &str) -> Result<String, KeyError> {
+    let octets = sealed.strip_prefix(SEALED).and_then(|text| BASE64_NOPAD.decode(text.as_bytes()).ok());
+    let clear = keys.open(&octets.ok_or(KeyError::Closed)?, &purpose(path))?;
+    String::from_utf8(clear.to_vec()).map_err(|_| KeyError::Closed)
 }
 
 #[cfg(test)]
@@ -136,10 +210,29 @@ mod tests {
     #[test]
     fn secrets_survive_sealing_and_open_with_the_right_key_alone() {
         let keys = Keys::generate().unwrap();
-        let sealed = seal(&keys, "snmp[1].community", "hidden").unwrap();
+        let sealed = seal(&keys, 1, "snmp[1].community", "hidden").unwrap();
         assert!(!sealed.contains("hidden"));
-        assert_eq!(open(&keys, "snmp[0].community", &sealed).as_deref(), Some("hidden"));
-        assert_eq!(open(&keys, "snmp[0].auth_pass", &sealed), None);
-        assert_eq!(open(&Keys::generate().unwrap(), "snmp[0].community", &sealed), None);
+        assert_eq!(open(&keys, "snmp[0].community", &sealed).as_deref(), Ok("hidden"));
+        assert_eq!(open(&keys, "snmp[0].auth_pass", &sealed), Err(KeyError::Closed));
+        assert_eq!(open(&Keys::generate().unwrap(), "snmp[0].community", &sealed), Err(KeyError::Closed));
+    }
+
+    #[test]
+    fn resealed_settings_open_with_the_new_key_alone() {
+        let keys = Keys::generate().unwrap();
+        let foreign = seal(&Keys::generate().unwrap(), 1, "snmp[2].community", "theirs").unwrap();
+        let ours = seal(&keys, 1, "snmp[1].community", "ours").unwrap();
+        let toml = format!(
+            "[[snmp]]\nversion = \"2c\"\ncommunity = \"{ours}\" # kept\n[[snmp]]\nversion = \"2c\"\ncommunity = \"{foreign}\"\n"
+        );
+        assert!(reseal(&keys, 2, &toml).is_err(), "without the key nothing is lost");
+        keys.add(2, crate::cluster::keys::random().unwrap());
+        let resealed = reseal(&keys, 2, &toml).unwrap();
+        assert!(resealed.contains(&foreign) && !resealed.contains(&ours) && resealed.contains("# kept"));
+        let old = Keys::from_octets(&keys.octets()).unwrap();
+        keys.forget_before(2);
+        assert_eq!(secrets(&keys, &resealed).iter().map(|text| text.as_str()).collect::<Vec<_>>(), ["ours"]);
+        assert_eq!(secrets(&keys, &toml).len(), 0);
+        assert_eq!(secrets(&old, &toml).len(), 1);
     }
 }

@@ -10,12 +10,14 @@ use bytes::Bytes;
 use quire_coordinator::tables::{ReadExt, Table};
 use quire_coordinator::{rows, upgrade};
 use quire_proto::cluster::JoinRequest;
-use quire_proto::store::{Bootstrap, Member, UpdateMember, command};
+use quire_proto::store::{Bootstrap, Member, Meta, UpdateMember, command};
 use rocksdb::WriteBatch;
 
 use super::admission::Admission;
+use super::authorities::Authorities;
 use super::directory::{Card, Directory};
-use super::keys::Keys;
+use super::keeper::{overdue, until};
+use super::keys::{self, Keys};
 use super::launch::{Running, alone, launch};
 use super::membership::{self, ca_purpose, check_name, names};
 use super::parts::{Newborn, Parts, random16};
@@ -23,7 +25,7 @@ use super::place::{Place, labels};
 use super::propose::Proposer;
 use super::raft::{Peer, Tuning, away};
 use super::space;
-use super::store::{META, Store, key};
+use super::store::{META, Store, View, key};
 use super::token::Token;
 use super::{Me, OpenError, Start};
 use crate::tls::Authority;
@@ -83,11 +85,15 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
     let authority = Authority::generate(&format!("quire {cluster_name}"))
         .map_err(OpenError::during("make the cluster's CA"))?;
     let certificate = authority
-        .sign(&newborn.request(&newborn.node_key)?, &names(&cluster_id, 1))
+        .sign(
+            &newborn.request(&newborn.node_key)?,
+            &names(&cluster_id, 1),
+            until(&Meta::default(), tuning.certificate_life),
+        )
         .map_err(OpenError::during("sign the node's certificate"))?;
     let keys = Keys::generate().map_err(OpenError::during("generate the cluster key"))?;
     let sealed = keys
-        .seal(&authority.private_key(), &ca_purpose(&cluster_id))
+        .seal(keys::FIRST, &authority.private_key(), &ca_purpose(&cluster_id))
         .map_err(OpenError::during("seal the CA key"))?;
     let bootstrap = Bootstrap {
         cluster_name: cluster_name.to_owned(),
@@ -113,13 +119,13 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
         node_key: newborn.node_key,
         upstream_key: newborn.upstream_key,
         certificate,
-        ca_certificate: authority.certificate().to_vec(),
+        authorities: Authorities::of(&[authority.certificate()]).unwrap_or_default(),
     };
     let store = database(&directory.db(), &parts.card, true).await?;
     let me = parts.me(place.listen)?;
     let first = command::Kind::Bootstrap(bootstrap);
     let peer = Peer { address: me.address.clone(), incarnation: me.incarnation.clone() };
-    alone(&me, &parts.ca_certificate, &store, first, Some(peer), &tuning).await?;
+    alone(&me, &parts.authorities, &store, first, Some(peer), &tuning).await?;
     parts.settle(&directory)?;
     launch(parts, directory, place, store, &tuning, Admission::Open).await
 }
@@ -151,7 +157,7 @@ pub(crate) async fn join(
         cluster_version: tuning.cluster_version,
     };
     let reply = membership::ask(seed, &token, asked).await?;
-    membership::verify(&token, &reply)?;
+    let authorities = membership::verify(&token, &reply)?;
     let keys = Keys::from_octets(&reply.cluster_key)
         .ok_or_else(|| OpenError::Refused("the answer to the join brings no cluster key".into()))?;
     let mut parts = Parts {
@@ -160,7 +166,7 @@ pub(crate) async fn join(
         node_key: newborn.node_key,
         upstream_key: newborn.upstream_key,
         certificate: reply.certificate_der.to_vec(),
-        ca_certificate: reply.ca_certificate_der.to_vec(),
+        authorities,
     };
     let store = database(&directory.db(), &parts.card, true).await?;
     parts.settle(&directory)?;
@@ -190,9 +196,10 @@ pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenEr
     let store = database(&directory.db(), card, false).await?;
     let view = store.view().map_err(OpenError::during("read the tables"))?;
     let meta = rows::meta(&view).map_err(OpenError::during("read the tables"))?;
-    drop(view);
     upgrade::check(&meta, tuning.cluster_version).map_err(|why| OpenError::Refused(why.to_string()))?;
-    if *card != before {
+    let renewed = renew(&mut parts, &view, tuning.certificate_life);
+    drop(view);
+    if renewed || parts.card != before {
         parts.settle(&directory)?;
     }
     let running = launch(parts, directory, place, store, &tuning, Admission::Waiting).await?;
@@ -209,6 +216,23 @@ pub(crate) async fn open(start: Start, tuning: Tuning) -> Result<Running, OpenEr
         }
     });
     Ok(running)
+}
+
+/// A certificate that ended while the node was off is renewed before anybody sees it.
+fn renew(parts: &mut Parts, view: &View, life: Duration) -> bool {
+    let shown = (&parts.node_key, parts.certificate.as_slice());
+    match overdue((&parts.keys, view), parts.card.id, shown, life) {
+        Ok(None) => false,
+        Ok(Some(certificate)) => {
+            tracing::info!("this node's certificate had ended, or nearly: it has a new one");
+            parts.certificate = certificate;
+            true
+        }
+        Err(why) => {
+            tracing::warn!(%why, "this node's certificate has ended and cannot be renewed: others will refuse it");
+            false
+        }
+    }
 }
 
 /// Commits what this start changed about the node, as soon as there is a quorum.

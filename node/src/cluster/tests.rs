@@ -12,6 +12,7 @@ use super::*;
 
 mod members;
 mod resume;
+mod rotation;
 mod storage;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,6 +72,20 @@ async fn until(cluster: &Cluster, what: &str, wanted: impl FnMut(&Standing) -> b
     waited.unwrap_or_else(|_| panic!("{what}: still {:?}", cluster.watch().borrow().clone())).unwrap().clone()
 }
 
+/// Waits until every node knows what every member shows and has, so that nobody has anything to say of that any more.
+async fn told(nodes: &[&Cluster]) {
+    let known = |node: &&Cluster| {
+        let members = members(node);
+        members.iter().all(|member| !member.certificate_der.is_empty() && member.key_generation > 0)
+    };
+    let waited = async {
+        while !nodes.iter().all(known) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.expect("all say what they show");
+}
+
 /// All rows of all tables.
 fn rows(cluster: &Cluster) -> Vec<(Table, Bytes, Bytes)> {
     let view = cluster.view();
@@ -88,6 +103,7 @@ async fn a_first_node_commits_and_comes_back() {
     assert!(outcome.index > 0);
     assert_eq!(meta(&cluster).upstream_mode, "service");
     assert_eq!(members(&cluster).len(), 1);
+    told(&[&cluster]).await;
     let (before, id) = (rows(&cluster), cluster.me().cluster_id.clone());
     cluster.shutdown().await;
 

@@ -16,7 +16,7 @@ use quire_proto::store::{DeviceRow, Meta, UnitRow};
 
 use super::{Collector, credentials, excluded, may_contact};
 use crate::clock;
-use crate::cluster::{Seen, View};
+use crate::cluster::{Seen, SettingsError, View};
 use crate::device::browser::Browser;
 
 impl Collector {
@@ -26,10 +26,7 @@ impl Collector {
         let seen = self.changes.take();
         let tables = self.cluster.view();
         let meta = rows::meta(&tables)?;
-        let settings = meta.settings_index != self.tools.settings_index;
-        if settings {
-            self.follow_settings(&meta);
-        }
+        let settings = meta.settings_index != self.tools.settings_index && self.follow_settings(&meta);
         self.share_the_rate(&tables, &meta)?;
         self.follow_units(&tables, &seen)?;
         self.stop_what_moved();
@@ -63,13 +60,20 @@ impl Collector {
     }
 
     /// Settings that this version does not understand (a later one applied them) must not stop the node,
-    /// or they would stop every node: what was in force stays.
-    fn follow_settings(&mut self, meta: &Meta) {
+    /// or they would stop every node: what was in force stays. False where the next look tries again.
+    fn follow_settings(&mut self, meta: &Meta) -> bool {
+        let settings = self.cluster.settings();
+        if settings.as_ref().is_err_and(SettingsError::passes) {
+            return false;
+        }
         self.tools.settings_index = meta.settings_index;
-        let settings = match self.cluster.settings() {
+        let settings = match settings {
             Ok(Some(settings)) => settings,
-            Ok(None) => return,
-            Err(error) => return tracing::error!(%error, "the settings cannot be read: the old ones stay"),
+            Ok(None) => return true,
+            Err(error) => {
+                tracing::error!(%error, "the settings cannot be read: the old ones stay");
+                return true;
+            }
         };
         // First of all: whatever is under way, no packet goes there any more.
         let exclude = &settings.discovery.exclude;
@@ -92,6 +96,7 @@ impl Collector {
         self.tools.web.clear();
         self.roster.set_settings(settings.discovery.schedule.clone(), settings.metering.every_ms);
         self.tools.settings = settings;
+        true
     }
 
     /// The node's own units; when others come or go, so do their devices.

@@ -85,7 +85,7 @@ impl Reachability {
 
     /// Starts to measure the distance of the next segment that needs it.
     fn measure_next(&mut self) -> anyhow::Result<()> {
-        let Some(settings) = self.cluster.settings()? else { return Ok(()) };
+        let Ok(Some(settings)) = self.cluster.settings() else { return Ok(()) };
         let links = routes::links();
         let ways = Ways::of(&self.cluster, &settings)?;
         let segments = ways.measure;

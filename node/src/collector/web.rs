@@ -269,7 +269,11 @@ mod tests {
         web.learn(ip, &met, &mut pin);
         let asked = web.asking(&settings, ip, &pin);
         assert_eq!((asked.pin, asked.login.is_none()), (Some(first), true));
-        assert_eq!(web.known().get(&ip).and_then(|known| known.strange), Some(other), "it was warned of once");
+        assert_eq!(
+            web.known().get(&ip).and_then(|known| known.strange),
+            Some(other),
+            "it was warned of once"
+        );
         // The next read, on whichever node, starts from what the cluster keeps, and has nothing new to say.
         let mut next = Pin::of(&pin.news());
         web.learn(ip, &met, &mut next);

@@ -88,7 +88,7 @@ pub(crate) fn stream(site: &Arc<Site>, wanted: Wanted) -> mpsc::Receiver<io::Res
             node: site.cluster.me().name.clone(),
             doctor,
             view: Some(site.cluster.view()),
-            keys: Keys::from_octets(site.cluster.keys().octets()),
+            keys: Some(site.cluster.keys().clone()),
             status: facts::status(&site.cluster).ok(),
             metrics: Some(site.metrics.render()),
             log: telemetry::last_lines(),

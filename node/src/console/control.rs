@@ -27,8 +27,8 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::api::problem;
-use super::{Site, bundle, devices, explain, facts, rescue, scripts, segments, tokens};
-use crate::cluster::ProposeError;
+use super::{Site, bundle, certificates, devices, explain, facts, rescue, scripts, segments, tokens};
+use crate::cluster::{ProposeError, PutError};
 
 /// The socket's name in the data directory.
 pub(crate) const SOCKET: &str = "control.sock";
@@ -38,6 +38,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Who the audit says it was.
 pub(super) const BY: &str = "operator";
+
+/// What `quire remove` says in the end.
+const AFTER_REMOVAL: &str = "Where somebody else may have its disk: `quire rotate key`, then `quire rotate ca`, then other \
+    credentials on the devices and in the settings.";
 
 /// Registers the cluster at a Web Admin by address, code and pin, and answers the site's name. Done by
 /// `upstream`, which this room does not know.
@@ -76,6 +80,7 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/control/scripts/{name}/remove", post(scripts::remove))
         .merge(devices::changes())
         .merge(tokens::routes())
+        .merge(certificates::routes())
 }
 
 /// What a handler could not do: the status and the reason.
@@ -126,8 +131,10 @@ async fn validate_settings(State(site): State<Arc<Site>>, body: String) -> Done 
 }
 
 async fn apply_settings(State(site): State<Arc<Site>>, body: String) -> Done {
-    let (command, changes) = site.cluster.seal_settings(&body, BY).map_err(|error| bad(error.to_string()))?;
-    site.cluster.propose(Kind::PutSettings(command), PATIENCE).await?;
+    let changes = site.cluster.put_settings(&body, BY, PATIENCE).await.map_err(|error| match error {
+        PutError::Settings(error) => bad(error.to_string()),
+        PutError::Propose(error) => error.into(),
+    })?;
     Ok(Json(json!({ "changes": changes })))
 }
 
@@ -154,6 +161,7 @@ async fn member_verb(State(site): State<Arc<Site>>, Path((name, verb)): Path<(St
             }
             let command = RemoveMember { id: id.0, by: BY.to_owned() };
             site.cluster.propose(Kind::RemoveMember(command), PATIENCE).await?;
+            return Ok(Json(json!({ "changes": format!("remove {name}. {AFTER_REMOVAL}") })));
         }
         "lead" => {
             let leader = site.cluster.watch().borrow().leader;

@@ -6,6 +6,7 @@
 mod alerts;
 mod api;
 pub(crate) mod bundle;
+mod certificates;
 mod control;
 mod devices;
 mod explain;

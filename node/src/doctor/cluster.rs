@@ -88,7 +88,7 @@ fn unreached(at: &str, error: &io::Error) -> (String, String) {
             "let TCP to this address pass every firewall between the nodes; see that the host is up"
         }
         _ if text.contains("certificate") || text.contains("UnknownIssuer") => {
-            "something else answers there: two nodes with one address, or another cluster; restart it with the right --advertise"
+            "something else answers there: two nodes with one address, or another cluster: restart it with the right --advertise; or one of both was removed, and the cluster's CA changed since: let it join anew with an empty directory"
         }
         _ if text.contains("lookup") || text.contains("resolve") => {
             "give the host a name that every node can resolve"

@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::cluster::Cluster;
 use crate::device::browser::Browser;
 
+pub(crate) use certificate::SOON_MS;
 pub(crate) use stopped::stopped;
 
 /// How it stands with what was looked at.

@@ -31,7 +31,7 @@ use tower::service_fn;
 use crate::cluster::Cluster;
 use crate::device::script::Scripts;
 use crate::telemetry::root_cause;
-use crate::tls::{Connector, Identity};
+use crate::tls::{Connector, Identity, Trust};
 
 pub(crate) use enroll::enroll;
 pub use session::entries;
@@ -192,7 +192,7 @@ async fn run_session(
     identity: Arc<Identity>,
     connected: impl FnMut(),
 ) -> anyhow::Result<Ended> {
-    let connector = Connector::new(Some(identity), &enroll.ca_certificate_der)?;
+    let connector = Connector::new(Some(identity), Trust::new(&[&enroll.ca_certificate_der])?)?;
     let channel = dial(&enroll.url, connector).await?;
     session.run(channel, connected).await
 }

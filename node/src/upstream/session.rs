@@ -7,11 +7,12 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use prost::Message as _;
 use quire_coordinator::outbox::{Fetch, MAX_BATCH_ENTRIES, MAX_BATCH_OCTETS, Window};
+use quire_coordinator::rotation::SEALED_OTHERWISE;
 use quire_coordinator::rows::{self, number_key};
 use quire_coordinator::settings::{Settings, UpstreamMode};
 use quire_coordinator::tables::{Read, Table};
 use quire_proto::WIRE_VERSION;
-use quire_proto::id::Epoch;
+use quire_proto::id::{Epoch, Millis};
 use quire_proto::store::ask::What as AskWhat;
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
@@ -30,15 +31,18 @@ use tonic::transport::Channel;
 
 use super::bundle::Bundles;
 use super::{Tools, wire};
-use crate::clock;
 use crate::cluster::Cluster;
 use crate::device::script;
+use crate::{clock, tls};
 
 /// Messages on their way out: the window of four batches, and as many small ones.
 const OUTWARD: usize = 16;
 
 /// Between two looks at the outbox while nothing else happens.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How often settings are sealed that a change of the cluster key came in between: it takes an entry of the log.
+const SEALINGS: usize = 3;
 
 /// How often members without a certificate are looked for: a node that joins should be able to lead at
 /// once.
@@ -286,11 +290,11 @@ impl Welcomed {
     }
 
     async fn ask_for_certificates(&mut self) -> anyhow::Result<()> {
+        let now = clock::now();
         let requests: Vec<CertificateRequest> = rows::members(&self.session.cluster.view())?
             .into_iter()
-            .filter(|member| {
-                member.upstream_certificate_der.is_empty() && !member.upstream_csr_der.is_empty()
-            })
+            .filter(|member| !member.upstream_csr_der.is_empty())
+            .filter(|member| is_due(&member.upstream_certificate_der, now))
             .map(|member| CertificateRequest {
                 node: member.id,
                 name: member.name,
@@ -371,6 +375,16 @@ pub fn entries(tables: &impl Read, want: Fetch) -> anyhow::Result<(Vec<Bytes>, u
 impl Session {
     /// Does what the Web Admin asks for.
     async fn work(&self, job: Job) -> JobResult {
+        for _ in 1..SEALINGS {
+            let result = self.attempt(job.clone()).await;
+            if result.ok || result.detail != SEALED_OTHERWISE {
+                return result;
+            }
+        }
+        self.attempt(job).await
+    }
+
+    async fn attempt(&self, job: Job) -> JobResult {
         let by = "web admin".to_owned();
         let command = match job.what {
             Some(JobWhat::SweepSegment(segment)) => {
@@ -416,10 +430,31 @@ impl Session {
     }
 }
 
+/// Whether a member has no certificate, or less than a third of its certificate's life is left: the Web Admin signs another
+/// one for the same key.
+fn is_due(certificate: &[u8], now: Millis) -> bool {
+    let said = tls::said_of(certificate).map(|(said, _)| said);
+    said.is_none_or(|said| said.until.0.saturating_sub(now.0) < said.until.0.saturating_sub(said.from.0) / 3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use quire_coordinator::tables::MemoryTables;
+
+    #[test]
+    fn a_certificate_is_asked_for_again_before_it_ends() {
+        let authority = tls::Authority::generate("web admin").unwrap();
+        let names = tls::Names { common_name: "n".into(), dns: "n.quire".into(), uri: "quire://n".into() };
+        let request = tls::Key::generate().unwrap().request("n").unwrap();
+        let (from, until): (Millis, Millis) =
+            ("2020-01-01T00:00:00Z".parse().unwrap(), "2050-01-01T00:00:00Z".parse().unwrap());
+        let certificate = authority.sign(&request, &names, until).unwrap();
+        assert!(is_due(&[], from) && !is_due(&certificate, from));
+        assert!(!is_due(&certificate, "2039-12-01T00:00:00Z".parse().unwrap()));
+        assert!(is_due(&certificate, "2040-02-01T00:00:00Z".parse().unwrap()));
+        assert!(is_due(&certificate, "2051-01-01T00:00:00Z".parse().unwrap()));
+    }
 
     #[test]
     fn numbers_without_an_entry_are_said_to_be_superseded() {

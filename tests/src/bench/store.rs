@@ -192,12 +192,12 @@ fn reading(device: u32, round: u32) -> Reading {
         let (drum, level) = (index >= 4, u64::from(100 - (device + round * 3 + index * 7) % 100));
         Supply {
             index: index + 1,
-            name: format!("{name} {} HP CF28{index}X", if drum { "Drum" } else { "Cartridge" }),
+            name: format!("{name} {} HP CF28{index}X", if drum { "Drum" } else { "Cartridge" }).into(),
             kind: if drum { SupplyKind::Drum } else { SupplyKind::Toner },
-            color: Some(name.to_lowercase()),
+            color: Some(name.to_lowercase().into()),
             level: Some(level * 90),
             max: Some(9_000),
-            unit: Some("impressions".to_owned()),
+            unit: Some("impressions".into()),
             percent: u8::try_from(level).ok(),
             state: if level < 10 { SupplyState::Low } else { SupplyState::Ok },
         }
@@ -234,7 +234,7 @@ fn reading(device: u32, round: u32) -> Reading {
         ("counters.scans", "1.3.6.1.4.1.11.2.3.9.4.2.1.2.2.1.0"),
     ];
     Reading {
-        facts,
+        facts: facts.into(),
         counters,
         supplies: (0..if color { 8 } else { 4 }).map(supply).collect(),
         status: Some(Status::Idle),

@@ -145,6 +145,7 @@ pub async fn apply_settings(world: &World, toml: String) {
             hide: Vec::new(),
             expire_after_ms: 42 * 86_400_000,
             sweep_again: false,
+            key_generation: 1,
         };
         let _ = command(&node, Kind::PutSettings(put)).await;
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cluster::admission::Admission;
 
-async fn join(dir: &TempDir, name: &str, through: &Cluster) -> Cluster {
+pub(super) async fn join(dir: &TempDir, name: &str, through: &Cluster) -> Cluster {
     let token = through.create_token(Duration::from_secs(60), "test").await.unwrap();
     Cluster::join(start(dir.path(), name), &through.me().address, &token).await.unwrap()
 }
@@ -17,7 +17,7 @@ fn ids(nodes: &[&Cluster]) -> BTreeSet<NodeId> {
 }
 
 /// One voter becomes three: both others first receive the log, then vote.
-async fn three(dir: &TempDir) -> [Cluster; 3] {
+pub(super) async fn three(dir: &TempDir) -> [Cluster; 3] {
     let one = init(dir, "n1").await;
     let (two, three) = (join(dir, "n2", &one).await, join(dir, "n3", &one).await);
     until(&one, "lead", |now| now.role == Role::Leader).await;
@@ -53,6 +53,7 @@ async fn three_nodes_survive_their_leader() {
     assert!(ids(&[&two, &three]).contains(&leader.leader.unwrap()));
 
     let one = Cluster::open(again(dir.path(), "n1")).await.unwrap();
+    told(&[&one, &two, &three]).await;
     let outcome = one.propose(mode("service"), PATIENCE).await.unwrap();
     for node in [&one, &two, &three] {
         caught_up(node, outcome.index).await;
@@ -102,7 +103,7 @@ async fn a_token_works_once_for_its_own_cluster() {
     assert!(matches!(cut, Err(OpenError::Token(BadToken::Damaged))), "{cut:?}");
     let two = Cluster::join(start(dir.path(), "n2"), &at, &token).await.unwrap();
     assert!(two.me().id > one.me().id);
-    assert_eq!(two.keys().open(&one.keys().seal(b"x", b"p").unwrap(), b"p").unwrap().as_slice(), b"x");
+    assert_eq!(two.keys().open(&one.keys().seal(1, b"x", b"p").unwrap(), b"p").unwrap().as_slice(), b"x");
     let twice = Cluster::join(start(dir.path(), "n3"), &at, &token).await;
     assert!(matches!(&twice, Err(OpenError::Refused(why)) if why.contains("used")), "{twice:?}");
     let late = one.create_token(Duration::ZERO, "test").await.unwrap();
@@ -116,13 +117,13 @@ async fn a_token_works_once_for_its_own_cluster() {
 }
 
 /// What the node at `to` says to a message with this envelope from who holds this identity.
-async fn says(
+pub(super) async fn says(
     to: &Cluster,
     identity: Option<Arc<crate::tls::Identity>>,
     envelope: quire_proto::cluster::Envelope,
 ) -> tonic::Status {
     use quire_proto::cluster::{TransferRequest, raft_client::RaftClient};
-    let connector = crate::tls::Connector::new(identity, &to.inner.ca_certificate).unwrap();
+    let connector = crate::tls::Connector::new(identity, to.inner.vault.trust()).unwrap();
     let (address, name) = (to.me().address.clone(), network::server_name(to.me().id.0));
     let channel = network::endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
         let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
@@ -147,7 +148,8 @@ async fn only_members_reach_raft_and_only_in_this_incarnation() {
     let holder = |authority: &Authority, node: u64| {
         let key = Key::generate().unwrap();
         let names = membership::names(&meta.cluster_id, node);
-        let leaf = authority.sign(&key.request("x").unwrap(), &names).unwrap();
+        let until = keeper::until(&meta, keeper::LIFE);
+        let leaf = authority.sign(&key.request("x").unwrap(), &names, until).unwrap();
         Some(Identity::new(&[&leaf, authority.certificate()], &key).unwrap())
     };
     let second = two.me().id.0;
@@ -215,6 +217,7 @@ async fn a_fresh_learner_gets_a_snapshot_when_the_log_is_gone() {
     let two = join(&dir, "n2", &one).await;
     one.add_learner(&row(&one, &two)).await.unwrap();
     caught_up(&two, last).await;
+    told(&[&one, &two]).await;
     let index = one.propose(mode("service"), PATIENCE).await.unwrap().index;
     caught_up(&two, index).await;
     assert_eq!(rows(&one), rows(&two));
