@@ -182,6 +182,14 @@ fn with_a_node_away() -> Result<()> {
     ensure!(sealed.len() == 80 && lacking.len() == 32, "{} and {} octets", sealed.len(), lacking.len());
 
     // Whoever has the removed node's disk is not spoken to, and is told why.
+    let old = std::fs::read(cluster.node("n3")?.data.join("ca.crt"))?;
+    wait("the old CA to count nowhere", TRANSITION, || {
+        for name in ["n1", "n2", "n4"] {
+            let trusted = std::fs::read(cluster.node(name)?.data.join("ca.crt"))?;
+            ensure!(!trusted.windows(old.len()).any(|part| part == old), "it does on {name}");
+        }
+        Ok(())
+    })?;
     cluster.restart("n3")?;
     wait("n3 to say what is wrong", TRANSITION, || {
         let log = std::fs::read_to_string(cluster.log_of("n3"))?;
