@@ -201,7 +201,12 @@ fn the_old_ca_goes_when_all_have_moved_or_were_removed() {
     }
     let join = Join {
         token_id: "used".into(),
-        member: Some(Member { name: "n4".into(), address: "n4".into(), ..Member::default() }),
+        member: Some(Member {
+            name: "n4".into(),
+            cluster_version: upgrade::ROTATION,
+            address: "n4".into(),
+            ..Member::default()
+        }),
         ..Join::default()
     };
     let Answer::Node(fourth) = world.apply(Kind::Join(join)) else { panic!("no join") };

@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::net::Ipv4Addr;
 
 const PRINTERS: usize = 3;
+const ALL: [&str; 3] = ["n1", "n2", "n3"];
 
 fn fleet(third: u8) -> Result<(Fleet, String)> {
     let base = Ipv4Addr::new(127, 92, third, 1);
@@ -36,17 +37,21 @@ fn nodes(said: &Value) -> Vec<Value> {
     said["nodes"].as_array().cloned().unwrap_or_default()
 }
 
-/// Waits until a node says that nothing is being changed, and that all nodes have and show the same.
-fn settled(cluster: &Cluster, node: &str) -> Result<Value> {
+/// Waits until these nodes say the same: that nothing is being changed, and that all nodes have and show the same.
+fn settled(cluster: &Cluster, names: &[&str]) -> Result<Value> {
     wait("every node to have what is in force", TRANSITION, || {
-        let said = certificates(cluster, node)?;
-        let changing = |part: &str| said[part].get("changing").is_some();
-        ensure!(!changing("cluster_key") && !changing("ca"), "{said}");
-        let key = &said["cluster_key"]["generation"];
+        let said = names.iter().map(|name| certificates(cluster, name)).collect::<Result<Vec<_>>>()?;
+        let first = said.first().cloned().context("no node is named")?;
+        for other in &said {
+            let same = |part: &str| other[part] == first[part] && other[part].get("changing").is_none();
+            ensure!(same("cluster_key") && same("ca"), "{said:?}");
+            ensure!(nodes(other).len() == nodes(&first).len(), "{said:?}");
+        }
+        let key = &first["cluster_key"]["generation"];
         let same =
             |node: &Value| node["cluster_key"] == *key && node["ca"] == "in force" && node["state"] == "good";
-        ensure!(nodes(&said).iter().all(same), "{said}");
-        Ok(said)
+        ensure!(nodes(&first).iter().all(same), "{first}");
+        Ok(first)
     })
 }
 
@@ -81,9 +86,9 @@ fn devices(cluster: &Cluster) -> Result<()> {
 
 fn with_a_killed_leader() -> Result<()> {
     let (_fleet, settings) = fleet(1)?;
-    let mut cluster = Cluster::start(&["n1", "n2", "n3"])?;
+    let mut cluster = Cluster::start(&ALL)?;
     three_voters(&cluster)?;
-    let first = settled(&cluster, "n1")?;
+    let first = settled(&cluster, &ALL)?;
     ensure!(first["cluster_key"]["generation"] == 1 && first["cluster_key"]["since"].is_null(), "{first}");
     let old_token = cluster.token()?;
 
@@ -100,7 +105,7 @@ fn with_a_killed_leader() -> Result<()> {
     cluster.apply(&settings)?;
     cluster.restart(&victim)?;
     cluster.await_whole()?;
-    settled(&cluster, &victim)?;
+    settled(&cluster, &ALL)?;
     devices(&cluster)?;
 
     let victim = cluster.leader()?;
@@ -113,7 +118,7 @@ fn with_a_killed_leader() -> Result<()> {
     }
     cluster.restart(&victim)?;
     cluster.await_whole()?;
-    let last = settled(&cluster, &victim)?;
+    let last = settled(&cluster, &ALL)?;
     ensure!(last["ca"]["sha256"] != first["ca"]["sha256"], "{last}");
     for name in ["n1", "n2", "n3"] {
         let doctor = cluster.quire(name, &["doctor", "--format", "json"])?.stdout;
@@ -138,7 +143,7 @@ fn joins(cluster: &mut Cluster, old_token: &str) -> Result<()> {
     ensure!(refused.code == 1 && refused.stderr.contains("its CA was changed since"), "{}", refused.stderr);
     cluster.join("n4")?;
     cluster.await_whole()?;
-    settled(cluster, "n4")?;
+    settled(cluster, &["n1", "n2", "n3", "n4"])?;
     cluster.apply(&std::fs::read_to_string(cluster.scratch("settings.toml"))?)?;
     devices(cluster)
 }
@@ -153,7 +158,7 @@ fn with_a_node_away() -> Result<()> {
     let mut cluster = Cluster::start(&["n1", "n2", "n3", "n4"])?;
     three_voters(&cluster)?;
     cluster.apply(&settings)?;
-    settled(&cluster, "n1")?;
+    settled(&cluster, &ALL)?;
     let backup = cluster.scratch("before.backup").display().to_string();
     cluster.quire("n1", &["backup", &backup])?.ok()?;
     // Neither asks nor answers n1 while the others are asked: n4 is away, and n3 is removed with its disk.
@@ -170,13 +175,21 @@ fn with_a_node_away() -> Result<()> {
     ensure!(doctor.contains("the CA is being changed") && doctor.contains("n4"), "{doctor}");
 
     cluster.restart("n4")?;
-    let said = settled(&cluster, "n4")?;
+    let said = settled(&cluster, &["n1", "n2", "n4"])?;
     ensure!(nodes(&said).len() == 3, "{said}");
     let sealed = std::fs::read(cluster.node("n4")?.data.join("cluster.key"))?;
     let lacking = std::fs::read(cluster.node("n3")?.data.join("cluster.key"))?;
     ensure!(sealed.len() == 80 && lacking.len() == 32, "{} and {} octets", sealed.len(), lacking.len());
 
     // Whoever has the removed node's disk is not spoken to, and is told why.
+    let old = std::fs::read(cluster.node("n3")?.data.join("ca.crt"))?;
+    wait("the old CA to count nowhere", TRANSITION, || {
+        for name in ["n1", "n2", "n4"] {
+            let trusted = std::fs::read(cluster.node(name)?.data.join("ca.crt"))?;
+            ensure!(!trusted.windows(old.len()).any(|part| part == old), "it does on {name}");
+        }
+        Ok(())
+    })?;
     cluster.restart("n3")?;
     wait("n3 to say what is wrong", TRANSITION, || {
         let log = std::fs::read_to_string(cluster.log_of("n3"))?;
