@@ -5,10 +5,12 @@
 //! voters, its heartbeats carry it, and their answers bring the measurements. Openraft lets neither be changed while it
 //! runs, so the shell stretches its clock instead (`node/src/cluster/pace.rs`).
 //!
-//! The arithmetic, with `W` for what 99 of 100 answers and 99 of 100 synced writes take together:
-//! - An answer to a heartbeat may wait for the follower's disk, and openraft gives it one beat: `beat >= W`, with a quarter
-//!   for what measuring rounds off.
-//! - Votes need two round trips and two synced writes; drawn timeouts lie four beats apart, so candidates seldom tie.
+//! The arithmetic, with `R` and `F` for what 99 of 100 answers and 99 of 100 synced writes take, and a quarter on top for
+//! what measuring rounds off:
+//! - An answer to a heartbeat must be back before the next one, or openraft gives it up: `beat >= R`. One that waits for
+//!   the follower's disk may be given up, for the lease is eight beats.
+//! - A vote needs two round trips and two synced writes; drawn timeouts lie four beats apart, so that candidates seldom
+//!   tie: `4 beats >= 2 (R + F)`. Openraft waits three beats for a vote, which is one of each, and has it then.
 //! - A follower elects after lease and timeout, 12 to 16 beats of silence: eleven heartbeats in a row must be lost or late.
 //!
 //! Never: asks a clock, or follows a single slow write.
@@ -18,11 +20,12 @@ use std::time::Duration;
 
 use quire_proto::id::{Millis, NodeId};
 
-/// Of a healthy LAN with disks that sync in 10 ms: a silent host is given up after 600 to 800 ms, and 12 beats are more
+/// Of a healthy LAN with disks that sync in less than 80 ms: a silent host is given up after 600 to 800 ms, and 12 beats are more
 /// than a shared VM's scheduler takes away from a process at once (some 100 ms under six busy loops on two cores).
 pub const FLOOR_MS: u64 = 50;
-/// Twelve to sixteen seconds of silence: a worse disk makes elections needless or fail-over slow, and `doctor` says so.
-pub const CEILING_MS: u64 = 1_000;
+/// Six to eight seconds of silence, of disks that take 0.8 s: with worse ones elections may be needless, and `doctor` says
+/// so.
+pub const CEILING_MS: u64 = 500;
 /// As long as nothing is measured: twice the floor, which six busy loops beside three nodes on two cores did not upset.
 pub const UNKNOWN_MS: u64 = 100;
 
@@ -43,8 +46,9 @@ pub fn silent_ms(beat_ms: u64) -> u64 {
 
 /// What the beat should be.
 pub fn beat_ms(fsync_us: u64, rtt_us: u64) -> u64 {
-    let waits = fsync_us.saturating_add(rtt_us);
-    (waits.saturating_mul(5) / 4).div_ceil(1_000).clamp(FLOOR_MS, CEILING_MS)
+    let vote = fsync_us.saturating_add(rtt_us) / 2;
+    let least = vote.max(rtt_us);
+    (least.saturating_mul(5) / 4).div_ceil(1_000).clamp(FLOOR_MS, CEILING_MS)
 }
 
 /// A beat that somebody said, within bounds; 0 (of an older release) is [`UNKNOWN_MS`].
@@ -249,7 +253,7 @@ mod tests {
     fn a_healthy_lan_replaces_a_silent_host_within_a_second_and_a_slow_disk_gets_its_time() {
         assert_eq!(beat_ms(8_000, 2_000), FLOOR_MS);
         assert!(silent_ms(FLOOR_MS) < 1_000);
-        assert_eq!(beat_ms(200_000, 10_000), 263);
+        assert_eq!((beat_ms(200_000, 10_000), beat_ms(10_000, 200_000)), (132, 250));
         assert_eq!(beat_ms(3_000_000, 0), CEILING_MS);
         assert_eq!((heard_ms(0), heard_ms(1), heard_ms(u64::MAX)), (UNKNOWN_MS, FLOOR_MS, CEILING_MS));
     }
@@ -280,7 +284,7 @@ mod tests {
         measures.handle_report(NodeId(2), 2_000);
         assert_eq!(measures.wanted_ms([NodeId(2)], now), Some(FLOOR_MS));
         measures.handle_report(NodeId(3), 400_000);
-        assert!(measures.wanted_ms([NodeId(2), NodeId(3)], now).unwrap() > 500);
+        assert!(measures.wanted_ms([NodeId(2), NodeId(3)], now).unwrap() > 240);
         assert_eq!(
             measures.wanted_ms([NodeId(2), NodeId(9)], now),
             Some(FLOOR_MS),
@@ -317,7 +321,8 @@ mod tests {
             let beat = beat_ms(fsync, rtt);
             prop_assert!((FLOOR_MS..=CEILING_MS).contains(&beat));
             prop_assert!(beat_ms(fsync + more, rtt) >= beat && beat_ms(fsync, rtt + more) >= beat);
-            prop_assert!(beat == CEILING_MS || beat * 1_000 >= fsync + rtt, "an answer fits into a beat");
+            prop_assert!(beat == CEILING_MS || beat * 1_000 >= rtt, "an answer fits into a beat");
+            prop_assert!(beat == CEILING_MS || 3 * beat * 1_000 >= fsync + rtt, "a vote fits into its patience");
             let spread = beat * (ELECTION_BEATS.1 - ELECTION_BEATS.0);
             prop_assert!(beat == CEILING_MS || spread * 1_000 >= 2 * (fsync + rtt), "a vote fits between two draws");
         }

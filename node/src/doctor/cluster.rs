@@ -196,7 +196,7 @@ fn timing(beat_ms: u64, own: Measured) -> Finding {
     let alone = beat_of(own.fsync_us, 0);
     if own.fsync_us > 0 && alone > UNKNOWN_MS {
         let fix = format!(
-            "put the data directory on a disk that syncs within 40 ms, or what else writes there elsewhere: this one alone \
+            "put the data directory on a disk that syncs within 80 ms, or what else writes there elsewhere: this one alone \
              makes the cluster wait up to {} ms",
             silent_ms(alone)
         );
@@ -394,7 +394,7 @@ mod tests {
         let state = |beat, fsync| timing(beat, disk(fsync)).state;
         assert_eq!((state(50, 3_000), state(100, 0)), (State::Ok, State::Ok));
         assert_eq!((state(250, 200_000), state(1_000, 2_000_000)), (State::Note, State::Problem));
-        assert!(timing(250, disk(200_000)).fix.contains("4000 ms"), "{:?}", timing(250, disk(200_000)));
+        assert!(timing(250, disk(200_000)).fix.contains("2000 ms"), "{:?}", timing(250, disk(200_000)));
         assert!(timing(250, disk(3_000)).fix.contains("quire members"), "another's disk");
     }
 

@@ -25,11 +25,11 @@ pub struct Paces {
 }
 
 fn beats(world: &World) -> impl Iterator<Item = u64> {
-    world.healthy().into_iter().map(|node| node.process.beat_ms())
+    world.nodes().into_iter().map(|node| node.process.beat_ms())
 }
 
 fn term(world: &World) -> u64 {
-    world.healthy().iter().map(|node| node.standing().term).max().unwrap_or(0)
+    world.nodes().iter().map(|node| node.standing().term).max().unwrap_or(0)
 }
 
 /// Three machines, whose disks are slow and then quick again; then the leader falls silent.
