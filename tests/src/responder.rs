@@ -133,8 +133,6 @@ pub struct Seen {
     pub in_flight_max: u64,
     /// Questions that came while the device had yet to answer another.
     pub crowded: u64,
-    /// Of those, the ones whose asker itself had asked the other.
-    pub crowded_by_one: u64,
     /// Questions that came again while the device had yet to answer them.
     pub repeated: u64,
     /// Most datagrams in any second (with [`Spec::record`]).
@@ -187,8 +185,8 @@ struct Devices {
 
 struct Slot {
     device: Device,
-    /// Who waits for answers, and their request-ids.
-    waiting: Vec<(Ipv4Addr, i64)>,
+    /// request-ids that wait for their answers.
+    waiting: Vec<i64>,
     /// When it may answer again.
     free_at: Duration,
 }
@@ -416,7 +414,7 @@ impl Responder {
             slot.free_at = now.max(slot.free_at) + gap;
         }
         if due > now {
-            count_waiting(slot, (from.0, self.request.id), seen);
+            count_waiting(slot, self.request.id, seen);
         }
         if self.waiting.len() < WAITING_MAX {
             self.numbers += 1;
@@ -437,7 +435,7 @@ impl Responder {
         while self.waiting.peek().is_some_and(|next| next.0.due <= now) {
             let Some(Reverse(answer)) = self.waiting.pop() else { return };
             let slot = self.devices.get(answer.device);
-            if let Some(at) = slot.waiting.iter().position(|waits| *waits == (answer.to.0, answer.request)) {
+            if let Some(at) = slot.waiting.iter().position(|id| *id == answer.request) {
                 slot.waiting.swap_remove(at);
             }
             if answer.lost {
@@ -473,13 +471,12 @@ impl Responder {
     }
 }
 
-fn count_waiting(slot: &mut Slot, question: (Ipv4Addr, i64), seen: &mut Seen) {
-    if slot.waiting.contains(&question) {
+fn count_waiting(slot: &mut Slot, id: i64, seen: &mut Seen) {
+    if slot.waiting.contains(&id) {
         seen.repeated += 1;
     } else {
         seen.crowded += u64::from(!slot.waiting.is_empty());
-        seen.crowded_by_one += u64::from(slot.waiting.iter().any(|(asker, _)| *asker == question.0));
-        slot.waiting.push(question);
+        slot.waiting.push(id);
         seen.in_flight_max = seen.in_flight_max.max(slot.waiting.len() as u64);
     }
 }
