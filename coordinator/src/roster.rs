@@ -24,6 +24,8 @@ pub const RETRY_AFTER_MS: u64 = 60_000;
 /// Milliseconds until a sweep that failed is tried again.
 pub const SWEEP_RETRY_AFTER_MS: u64 = 60_000;
 /// The order of sweeps that don't wait for a slot: what people asked for, what was begun, what is new.
+/// How far other nodes' clocks may be ahead of this one's (see `record`): no reason to doubt a time.
+const AHEAD_MS: u64 = 60_000;
 const ASKED: Millis = Millis(0);
 const BEGUN: Millis = Millis(1);
 const NEW: Millis = Millis(2);
@@ -269,7 +271,32 @@ impl Roster {
 
     /// The next task that is due. Call until it answers `None`.
     pub fn poll(&mut self, now: Millis) -> Option<Task> {
+        self.bring_back(now);
         self.poll_sweep(now).or_else(|| self.poll_read(now))
+    }
+
+    /// Nothing waits longer than until its next turn. What would was stamped by a calendar that was ahead, this
+    /// node's or that of whoever led then, and is taken as of now: else nothing would be read until that time has come.
+    fn bring_back(&mut self, now: Millis) {
+        let ahead = now.0.saturating_add(AHEAD_MS);
+        let turn = Millis(ahead.saturating_add(self.every_ms).saturating_add(self.every_ms / 10));
+        while let Some((due, place)) = self.reads.last().copied().filter(|(due, _)| *due > turn) {
+            self.reads.remove(&(due, place));
+            let Some(device) = self.devices[place as usize].as_mut() else { continue };
+            device.due = None;
+            for time in [&mut device.metered_at, &mut device.attempted_at, &mut device.asked_at] {
+                *time = now.min(*time);
+            }
+            self.queue_read(place);
+        }
+        let slot =
+            self.schedule.next_slot(Millis(ahead)).max(Millis(now.0.saturating_add(SWEEP_RETRY_AFTER_MS)));
+        while let Some((_, unit)) = self.sweeps.last().filter(|(due, _)| *due > slot).cloned() {
+            self.sweeps.pop_last();
+            let Some(known) = self.units.get_mut(&unit) else { continue };
+            known.due = self.schedule.next_slot(now);
+            self.sweeps.insert((known.due, unit));
+        }
     }
 
     fn poll_sweep(&mut self, now: Millis) -> Option<Task> {

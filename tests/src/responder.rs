@@ -136,8 +136,6 @@ pub struct Seen {
     pub in_flight_max: u64,
     /// Questions that came while the device had yet to answer another.
     pub crowded: u64,
-    /// Of those, the ones whose asker itself had asked the other.
-    pub crowded_by_one: u64,
     /// Questions that came again while the device had yet to answer them.
     pub repeated: u64,
     /// Most datagrams in any second (with [`Spec::record`]).
@@ -222,8 +220,8 @@ struct Devices {
 
 struct Slot {
     device: Device,
-    /// Who waits for answers, and the digests of their questions, as often as they came.
-    waiting: Vec<(Ipv4Addr, u64)>,
+    /// The questions that wait for their answers, digested, as often as they came.
+    waiting: Vec<u64>,
     /// When it may answer again.
     free_at: Duration,
 }
@@ -452,7 +450,7 @@ impl Responder {
             slot.free_at = now.max(slot.free_at) + gap;
         }
         if due > now {
-            count_waiting(slot, (from.0, question), seen);
+            count_waiting(slot, question, seen);
         }
         if self.waiting.len() < WAITING_MAX {
             self.numbers += 1;
@@ -473,7 +471,7 @@ impl Responder {
         while self.waiting.peek().is_some_and(|next| next.0.due <= now) {
             let Some(Reverse(answer)) = self.waiting.pop() else { return };
             let slot = self.devices.get(answer.device);
-            if let Some(at) = slot.waiting.iter().position(|waits| *waits == (answer.to.0, answer.question)) {
+            if let Some(at) = slot.waiting.iter().position(|question| *question == answer.question) {
                 slot.waiting.swap_remove(at);
             }
             if answer.lost {
@@ -509,15 +507,14 @@ impl Responder {
     }
 }
 
-fn count_waiting(slot: &mut Slot, question: (Ipv4Addr, u64), seen: &mut Seen) {
+fn count_waiting(slot: &mut Slot, question: u64, seen: &mut Seen) {
     if slot.waiting.contains(&question) {
         seen.repeated += 1;
     } else {
         seen.crowded += u64::from(!slot.waiting.is_empty());
-        seen.crowded_by_one += u64::from(slot.waiting.iter().any(|(asker, _)| *asker == question.0));
     }
     slot.waiting.push(question);
-    let different: BTreeSet<&(Ipv4Addr, u64)> = slot.waiting.iter().collect();
+    let different: BTreeSet<&u64> = slot.waiting.iter().collect();
     seen.in_flight_max = seen.in_flight_max.max(different.len() as u64);
 }
 

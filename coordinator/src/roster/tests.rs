@@ -158,6 +158,29 @@ fn reads_are_spread_over_the_period() {
 }
 
 #[test]
+fn what_a_calendar_that_was_ahead_stamped_waits_no_longer_than_its_turn() {
+    let mut roster = roster(1_000);
+    let ahead = NOW.0 + 60 * 24 * HOUR;
+    roster.set_units(&[own(0, ahead), own(1, NOW.0)]);
+    (0..50).for_each(|n| roster.set_device(&device(n, ahead + n), NOW));
+    roster.set_device(&DeviceDue { misses: 1, ..device(50, ahead) }, Millis(ahead));
+    assert_eq!(roster.poll(NOW), None, "all wait for their turns");
+    let (mut reads, mut now) = (0, NOW);
+    while let Some(due) = roster.poll_timeout().filter(|due| due.0 <= NOW.0 + 2 * HOUR) {
+        now = now.max(due);
+        let task = roster.poll(now).unwrap();
+        assert!(matches!(task, Task::Read { .. }), "{task:?}");
+        reads += 1;
+        // As the tables have it then.
+        roster.handle_done(&task, now);
+    }
+    assert!((51..=2 * 51).contains(&reads), "{reads} reads in two periods");
+    let tonight: Millis = "2026-11-23T02:00:00Z".parse().unwrap();
+    let slots: Vec<Millis> = roster.sweeps.iter().map(|(due, _)| *due).collect();
+    assert_eq!(slots, [tonight, tonight]);
+}
+
+#[test]
 fn a_take_over_reads_the_most_overdue_first_and_living_before_dead() {
     let mut roster = roster(1);
     let rows = [device(1, NOW.0 - 3 * HOUR), device(2, NOW.0 - 9 * HOUR), device(3, NOW.0 - 6 * HOUR)];

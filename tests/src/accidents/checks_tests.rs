@@ -43,6 +43,7 @@ fn quiet() -> History {
         upstream: vec![stored("a", 1), stored("b", 3)],
         links: vec![Link { node: 1, epoch: 3 }, Link { node: 1, epoch: 3 }, Link { node: 2, epoch: 8 }],
         asked: (0..10).map(|n| asked(n * 100, 0)).collect(),
+        answered: (0..10).map(|n| asked(n * 100 + 20, 0)).collect(),
         excluded: Some((Duration::ZERO, vec![Ipv4Addr::new(10, 76, 0, 18)])),
         rate: 10,
         ..History::default()
@@ -77,6 +78,17 @@ fn a_quiet_history_passes_and_each_doctored_one_fails() {
         let error = all(&history).unwrap_err().to_string();
         assert!(error.contains(said), "{said}: {error}");
     }
+}
+
+#[test]
+fn a_question_may_follow_its_answer_or_a_timeout() {
+    let mut history = History { asked: vec![asked(0, 0), asked(10, 1), asked(100, 0)], ..History::default() };
+    history.answered = vec![asked(50, 0)];
+    assert_eq!(one_question_at_a_time(&history).unwrap(), 1);
+    history.answered.clear();
+    assert!(one_question_at_a_time(&history).unwrap_err().to_string().contains("without answer"));
+    history.asked[2].at = Duration::from_millis(250);
+    one_question_at_a_time(&history).unwrap();
 }
 
 #[test]

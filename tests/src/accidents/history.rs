@@ -108,6 +108,8 @@ pub struct History {
     pub repeated: Vec<String>,
     /// What went to devices.
     pub asked: Vec<Asked>,
+    /// What devices answered.
+    pub answered: Vec<Asked>,
     /// What the devices saw.
     pub devices: Seen,
     /// What each node's database held at the end, and at each of its deaths.

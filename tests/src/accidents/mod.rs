@@ -171,7 +171,8 @@ fn look_back(site: &mut Site, history: &mut History) -> Result<()> {
     history.upstream = history::stored(&site.cluster.admin_list("readings")?);
     let log = std::fs::read_to_string(site.cluster.log_of("admin")).context("read the Web Admin's log")?;
     (history.links, history.repeated) = history::links(&log);
-    history.asked = site.wires.switch()?.asked();
+    let switch = site.wires.switch()?;
+    (history.asked, history.answered) = (switch.asked(), switch.answered());
     Ok(())
 }
 

@@ -94,10 +94,10 @@ pub fn deal(seed: u64, round: u64, nodes: usize) -> Vec<Planned> {
         let lasts = Duration::from_millis(chance.random_range(match what {
             Accident::Killed | Accident::AllKilled | Accident::AdminKilled => 500..3_000,
             // Longer than it takes until others do its work.
-            Accident::DiskFull(_) | Accident::Clock(_) => 4_000..8_000,
-            _ => 2_500..6_000,
+            Accident::DiskFull(_) | Accident::Clock(_) => 4_000..6_000,
+            _ => 2_000..4_500,
         }));
-        let pause = Duration::from_millis(chance.random_range(500..2_500));
+        let pause = Duration::from_millis(chance.random_range(300..1_500));
         let overlaps = chance.random_range(0..OVERLAP_ONE_IN) == 0;
         let at = if overlaps { free.saturating_sub(lasts / 2) } else { free + pause };
         planned.push(Planned { at, lasts, victim, what });

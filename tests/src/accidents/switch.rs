@@ -53,7 +53,7 @@ pub struct Fate {
     pub jitter: Duration,
 }
 
-/// A question to a device, as it came from its asker's cable, whatever became of it.
+/// A question to a device, or its answer, as it came from the sender's cable, whatever became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
     /// By the kernel's time of arrival, since the switch was started.
@@ -84,6 +84,7 @@ struct Shared {
     fates: Mutex<Vec<Vec<Fate>>>,
     counts: Mutex<Counts>,
     asked: Mutex<Vec<Asked>>,
+    answered: Mutex<Vec<Asked>>,
     stop: AtomicBool,
 }
 
@@ -110,6 +111,7 @@ impl Switch {
             fates: Mutex::new(vec![vec![Fate::default(); ports]; ports]),
             counts: Mutex::default(),
             asked: Mutex::default(),
+            answered: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
@@ -155,6 +157,12 @@ impl Switch {
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
         lock(&self.shared.asked).clone()
+    }
+
+    /// Which device answered whom when, so far.
+    #[must_use]
+    pub fn answered(&self) -> Vec<Asked> {
+        lock(&self.shared.answered).clone()
     }
 
     /// Whether it still runs.
@@ -282,9 +290,11 @@ impl Relay {
         let address = |at: usize| <[u8; 6]>::try_from(&frame[at..at + 6]).unwrap_or_default();
         let (to, source) = (address(0), address(6));
         self.learnt.insert(source, from);
+        let at = at.duration_since(self.epoch).unwrap_or_default();
         if let Some(device) = asked(frame) {
-            let at = at.duration_since(self.epoch).unwrap_or_default();
             lock(&self.shared.asked).push(Asked { at, port: from, to: device });
+        } else if let (Some(device), Some(asker)) = (answered(frame), self.learnt.get(&to)) {
+            lock(&self.shared.answered).push(Asked { at, port: *asker, to: device });
         }
         let mut frame = frame.to_vec();
         complete(&mut frame);
@@ -379,6 +389,13 @@ fn asked(frame: &[u8]) -> Option<Ipv4Addr> {
     (protocol == 17 && port == SNMP.to_be_bytes()).then(|| to.into())
 }
 
+/// The device whose answer a frame is.
+fn answered(frame: &[u8]) -> Option<Ipv4Addr> {
+    let (at, protocol) = packet(frame)?;
+    let from: [u8; 4] = frame[26..30].try_into().ok()?;
+    (protocol == 17 && *frame.get(at..at + 2)? == SNMP.to_be_bytes()).then(|| from.into())
+}
+
 /// veth leaves checksums to a card that never comes, so whoever sends such a frame on has to finish them
 /// (RFC 1071).
 fn complete(frame: &mut [u8]) {
@@ -425,7 +442,9 @@ mod tests {
         assert_eq!(asked(&frame()), Some(Ipv4Addr::new(10, 76, 0, 17)));
         let mut other = frame();
         other[37] = 162;
-        assert_eq!(asked(&other), None);
+        assert_eq!((asked(&other), answered(&other)), (None, None));
+        other[34..38].copy_from_slice(&[0, 161, 0x30, 0x39]);
+        assert_eq!((asked(&other), answered(&other)), (None, Some(Ipv4Addr::new(10, 79, 0, 1))));
         let mut fragment = frame();
         fragment[20] = 0x20;
         assert_eq!(asked(&fragment), None, "a fragment has no ports");

@@ -16,7 +16,7 @@ struct Arguments {
     /// Decides what happens when, and which frames are lost.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rounds of accidents go on for so long; a round takes about two minutes and is never cut short.
+    /// Rounds of accidents go on for so long; a round takes about a minute and a half and is never cut short.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
     /// Nodes of the cluster.

@@ -223,7 +223,7 @@ fn show(out: &mut impl Write, what: &str, mut some: Vec<f64>) -> Result<()> {
 /// A heading, and what stands under it.
 type Row = (&'static str, fn(&Times) -> f64);
 
-/// Waits until all three nodes live and own units, and the link stands.
+/// Waits until all three nodes live, own units and name the same leader, and the link stands.
 fn settled(cluster: &Cluster) -> Result<()> {
     cluster.await_whole()?;
     cluster.await_upstream()?;
@@ -231,6 +231,12 @@ fn settled(cluster: &Cluster) -> Result<()> {
         let status = cluster.status()?;
         let busy = status.members.iter().filter(|member| member.units > 0).count();
         ensure!(status.units >= 16 && status.unassigned == 0 && busy == 3, "{status:?}");
+        // Who was silent for a moment may not have heard yet that another one leads.
+        for node in cluster.nodes() {
+            let other = cluster.status_of(&node.name)?;
+            let same = |status: &Status| (status.term, status.leader.clone(), status.upstream.epoch);
+            ensure!(same(&other) == same(&status), "{} says {other:?}", node.name);
+        }
         Ok(())
     })
 }
