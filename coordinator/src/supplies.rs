@@ -20,7 +20,8 @@ pub(crate) fn follow(parts: &mut Vec<Part>, supplies: &[Supply], at_ms: u64) -> 
     for supply in supplies {
         let level = level(supply);
         let state = SupplyState::ALL.iter().position(|state| *state == supply.state).unwrap_or(0) as u32;
-        let seen = Part { index: supply.index, name: supply.name.to_string(), level, state, ..Part::default() };
+        let seen =
+            Part { index: supply.index, name: supply.name.to_string(), level, state, ..Part::default() };
         let room = parts.len() < MOST;
         match parts.iter_mut().find(|part| part.index == supply.index) {
             Some(part) => events.extend(step(part, seen, at_ms)),

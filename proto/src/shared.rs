@@ -157,7 +157,10 @@ mod tests {
     fn a_text_is_one_in_listings() {
         let text = Text::from("Black Toner");
         assert_eq!(serde_json::to_string(&Some(text.clone())).unwrap(), r#""Black Toner""#);
-        assert_eq!((format!("{text:>12}|"), format!("{text:?}")), (" Black Toner|".into(), "\"Black Toner\"".into()));
+        assert_eq!(
+            (format!("{text:>12}|"), format!("{text:?}")),
+            (" Black Toner|".into(), "\"Black Toner\"".into())
+        );
         assert!(text == *"Black Toner" && String::from(text) == "Black Toner");
     }
 }

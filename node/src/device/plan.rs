@@ -391,7 +391,8 @@ impl ReadPlan {
         let thorough = !rest.is_empty();
         let asked = if thorough { learnt.shape.asks.len() } else { learnt.shape.often };
         let mut found = Vec::with_capacity(asked);
-        found.extend(often.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen));
+        found
+            .extend(often.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen));
         found.extend(rest.iter().flat_map(Expected::values));
         if found.len() != asked {
             return Patched::Anew;
@@ -447,7 +448,8 @@ impl ReadPlan {
         if often == 0 {
             return ReadPlan::default();
         }
-        let found: Vec<Seen<'_>> = asks.iter().filter_map(|ask| answers.get(&ask.oid)).map(Seen::from).collect();
+        let found: Vec<Seen<'_>> =
+            asks.iter().filter_map(|ask| answers.get(&ask.oid)).map(Seen::from).collect();
         let (sums, others) = (draft.sums(&positions), draft.outranked(&positions));
         let News { levels, state, .. } = News::of(&asks, &found);
         let mut template = reading.clone();

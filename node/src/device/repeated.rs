@@ -35,9 +35,18 @@ fn state(supplies: usize) -> impl Strategy<Value = State> {
     let serial = prop_oneof![9 => Just(Some(1u8)), 1 => Just(Some(2)), 1 => Just(None)];
     let alerts = prop::sample::subsequence(vec![1u32, 2, 9], 0..=3);
     let plain = (0u32..9_000, 3u8..6, 2u8..6, prop_oneof![3 => Just(0u8), 1 => any::<u8>()], 0u8..3);
-    (plain, levels, serial, alerts).prop_map(|((total, status, device, errors, display), levels, serial, alerts)| {
-        State { total, levels, status, device, errors, serial, display, alerts }
-    })
+    (plain, levels, serial, alerts).prop_map(
+        |((total, status, device, errors, display), levels, serial, alerts)| State {
+            total,
+            levels,
+            status,
+            device,
+            errors,
+            serial,
+            display,
+            alerts,
+        },
+    )
 }
 
 impl State {
@@ -54,9 +63,12 @@ impl State {
         for (row, level) in (1..).zip(&self.levels) {
             let cells = [(5, "2|3".to_owned()), (6, format!("4|Part {row}")), (7, "2|19".to_owned())];
             let cells = cells.into_iter().chain([(8, "2|100".to_owned()), (9, format!("2|{level}"))]);
-            lines.extend(cells.map(|(column, cell)| format!("1.3.6.1.2.1.43.11.1.1.{column}.1.{row}|{cell}")));
+            lines
+                .extend(cells.map(|(column, cell)| format!("1.3.6.1.2.1.43.11.1.1.{column}.1.{row}|{cell}")));
         }
-        for (column, row) in [2, 4, 5, 7].into_iter().flat_map(|column| self.alerts.iter().map(move |row| (column, row))) {
+        for (column, row) in
+            [2, 4, 5, 7].into_iter().flat_map(|column| self.alerts.iter().map(move |row| (column, row)))
+        {
             let value = [4, 0, 6, 1, 0, 3][column - 2];
             lines.push(format!("1.3.6.1.2.1.43.18.1.1.{column}.1.{row}|2|{value}"));
         }
@@ -122,7 +134,11 @@ impl Broken {
 }
 
 /// Reads by both ways in step; gives what they found, and how many answers the quick one left undecoded.
-fn read_both(responder: &Responder, plans: [Option<ReadPlan>; 2], broken: &[Broken]) -> ([Finished; 2], usize) {
+fn read_both(
+    responder: &Responder,
+    plans: [Option<ReadPlan>; 2],
+    broken: &[Broken],
+) -> ([Finished; 2], usize) {
     let [slow, quick] = plans;
     let (mut slow, mut quick) = (Read::new(Via::SnmpV2c, slow), Read::new(Via::SnmpV2c, quick));
     let (mut undecoded, mut asked) = (0, 0);

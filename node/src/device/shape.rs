@@ -153,7 +153,8 @@ impl Shape {
             let names: Vec<Oid> = asks.iter().map(|ask| ask.oid.clone()).collect();
             Arc::new(Prepared::new(&Request::Get(names.clone()), names.into_iter().map(Some)))
         };
-        let all = self.asking_rest.0.get_or_init(|| self.asks[self.often..].chunks(width).map(prepare).collect());
+        let all =
+            self.asking_rest.0.get_or_init(|| self.asks[self.often..].chunks(width).map(prepare).collect());
         all.get(n).cloned()
     }
 

@@ -319,7 +319,8 @@ impl Core {
         };
         if let Some(credential) = run.users.get(usize::from(next)) {
             let owner = Owner::Sweep { sweep, next: next + 1 };
-            let mut exchange = Exchange::with(owner, credential.clone(), Asked::Once(run.pdu.clone()), Patience::Once);
+            let mut exchange =
+                Exchange::with(owner, credential.clone(), Asked::Once(run.pdu.clone()), Patience::Once);
             exchange.hint = hint;
             slot.work = Work::Exchange(Box::new(exchange));
             self.choose_phase(index);

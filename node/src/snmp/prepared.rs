@@ -161,7 +161,9 @@ impl<'a> Seen<'a> {
             Some(V::OctetString(octets)) => Seen::Octets(octets),
             Some(V::Opaque(octets)) => Seen::Opaque(octets),
             // Its contents stand behind tag and length, as `element` reads them.
-            Some(V::ObjectIdentifier(_)) => Seen::Name(self::element(element).map_or(&[], |(_, name, _)| name)),
+            Some(V::ObjectIdentifier(_)) => {
+                Seen::Name(self::element(element).map_or(&[], |(_, name, _)| name))
+            }
             Some(V::IpAddress(octets)) => Seen::Other(Plain::Address(octets)),
             Some(V::Timeticks(n)) => Seen::Other(Plain::Ticks(n)),
             Some(_) | None => Seen::Other(Plain::Nothing),
@@ -261,7 +263,10 @@ fn encode(varbinds: &[VarBind]) -> Vec<u8> {
             Value::ObjectId(oid) => {
                 let mut whole = Vec::new();
                 ber::object_identifier(&mut whole, oid);
-                (ber::OBJECT_IDENTIFIER, element(&whole).map(|(_, name, _)| name.to_vec()).unwrap_or_default())
+                (
+                    ber::OBJECT_IDENTIFIER,
+                    element(&whole).map(|(_, name, _)| name.to_vec()).unwrap_or_default(),
+                )
             }
             Value::IpAddress(address) => (0x40, address.octets().to_vec()),
             Value::Counter32(n) => (0x41, [&[0][..], &n.to_be_bytes()].concat()),

@@ -185,7 +185,8 @@ fn over_a_bad_line(lab: &Lab, near: &Cost) -> Result<Vec<Row>> {
     ensure!(seen.sets == 0, "a device was sent a SET: {seen:?}");
     let each = |key: &str| Ok::<f64, anyhow::Error>(number(&report["repeat"], key)? / cost.reads);
     let (sent, again) = (each("packets_sent")?, each("repeated")?);
-    let waited = format!("{} at most; {again:.3} repetitions a read in {sent:.2} packets sent", seen.in_flight_max);
+    let waited =
+        format!("{} at most; {again:.3} repetitions a read in {sent:.2} packets sent", seen.in_flight_max);
     Ok(vec![
         Row::new("read again, bad line", "quire, into readings", cost.say(), on).against(format!(
             "{ratio:.2} times the CPU without delay; {}",

@@ -36,7 +36,8 @@ pub(super) fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said
         }
         None => before.map(|supply| supply.kind),
     };
-    let color = string(said, "color")?.map(Text::from).or_else(|| before.and_then(|supply| supply.color.clone()));
+    let color =
+        string(said, "color")?.map(Text::from).or_else(|| before.and_then(|supply| supply.color.clone()));
     let mut supply = Supply {
         index,
         name: name.ok_or_else(|| fault("supply: a `name` is missing"))?,
@@ -44,9 +45,7 @@ pub(super) fn supply_of(said: &Map, index: u32, before: Option<&Supply>) -> Said
         color,
         level: before.and_then(|supply| supply.level),
         max: before.and_then(|supply| supply.max),
-        unit: string(said, "unit")?
-            .map(Text::from)
-            .or_else(|| before.and_then(|supply| supply.unit.clone())),
+        unit: string(said, "unit")?.map(Text::from).or_else(|| before.and_then(|supply| supply.unit.clone())),
         percent: before.and_then(|supply| supply.percent),
         state: before.map_or(SupplyState::Unknown, |supply| supply.state),
     };

@@ -48,8 +48,7 @@ fn brothers_blocks_are_read() {
     // The record of code 2 has another length than a number's: no colour count comes of it.
     assert_eq!((counters.total, counters.mono, counters.color), (Some(300), Some(100), None));
     assert_eq!(reading.sources["counters.total"], "1.3.6.1.4.1.2435.2.3.9.4.2.1.5.5.10.0");
-    let supplies: Vec<_> =
-        reading.supplies.iter().map(|s| (s.index, &*s.name, s.percent, s.kind)).collect();
+    let supplies: Vec<_> = reading.supplies.iter().map(|s| (s.index, &*s.name, s.percent, s.kind)).collect();
     let wanted = [(1, "Black Toner", Some(80), SupplyKind::Toner), (2, "Drum", Some(95), SupplyKind::Drum)];
     assert_eq!(supplies, wanted);
     assert_eq!((done.runs.len(), done.runs[0].2.requests), (1, 1));
