@@ -19,6 +19,7 @@ mod drive;
 mod ews;
 mod family;
 mod fetch;
+mod fresh;
 pub(crate) mod fuzz;
 pub mod http;
 mod ipp;

@@ -278,6 +278,11 @@ impl ReadPlan {
         Some(made)
     }
 
+    /// The `n`-th GET of the instances that are asked now and then, encoded, and what its answer should bring.
+    pub(super) fn rest_question(&self, n: usize, width: usize) -> Option<Arc<Prepared>> {
+        self.learnt.as_ref()?.shape.rest_question(n, width)
+    }
+
     /// One GETBULK for the instances of every read: their predecessors once, and the column of the run. That takes one
     /// name for all rows of it. `None` where exact GETs do better.
     pub(super) fn bulk(&self) -> Option<Request> {
@@ -377,17 +382,22 @@ impl ReadPlan {
         }
     }
 
-    /// The same of an answer that is as expected.
-    pub(super) fn patch_expected(&mut self, answer: &Expected) -> Patched {
+    /// The same of answers that are as expected: to the question of every read, and to those of the rest, if they were asked.
+    pub(super) fn patch_expected(&mut self, often: &Expected, rest: &[Expected]) -> Patched {
         let Some(learnt) = &self.learnt else { return Patched::Anew };
         // What profiles ask and the alerts stand between the singles and the run.
         let own = learnt.shape.often - learnt.shape.run;
         let between = own..self.watched_places().end;
-        let mut found = Vec::with_capacity(learnt.shape.often);
-        found.extend(
-            answer.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen),
-        );
-        self.patch_with(&found, false)
+        let thorough = !rest.is_empty();
+        let asked = if thorough { learnt.shape.asks.len() } else { learnt.shape.often };
+        let mut found = Vec::with_capacity(asked);
+        found
+            .extend(often.values().enumerate().filter(|(at, _)| !between.contains(at)).map(|(_, seen)| seen));
+        found.extend(rest.iter().flat_map(Expected::values));
+        if found.len() != asked {
+            return Patched::Anew;
+        }
+        self.patch_with(&found, thorough)
     }
 
     fn patch_with(&mut self, found: &[Seen<'_>], thorough: bool) -> Patched {
@@ -458,6 +468,7 @@ impl ReadPlan {
             sources: std::mem::take(&mut template.sources),
             ailing: Later::default(),
             asking: Default::default(),
+            asking_rest: Later::default(),
         };
         let display = template.display.take().zip(reading.sources.get("display").cloned()).map(Arc::new);
         let charset = standard::charset(answers);

@@ -6,7 +6,6 @@
 //! is not asked again. What was learnt becomes a [`ReadPlan`]; the next read then asks for the instances that may change alone,
 //! and starts over in full when one of them is gone or the device turns out to be another.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use quire_proto::oid::Oid;
@@ -16,6 +15,7 @@ use super::alert;
 use super::answers::{Answers, has_value};
 use super::family::Family;
 use super::fetch::Fetch;
+use super::fresh::{Fresh, Undecoded};
 use super::judge::{Verdict, has_printer_mib, judge_answers};
 use super::plan::Patched;
 pub use super::plan::ReadPlan;
@@ -76,36 +76,14 @@ pub struct Finished {
     pub(crate) fresh: Fresh,
 }
 
-/// What was heard in a read: most repeated reads decode no more of it than they need, and no profile asks for the rest.
-#[derive(Clone, Debug)]
-pub(crate) struct Fresh {
-    answers: Answers,
-    /// An answer that was as expected, and where in it stands what is no answer to a question of this device.
-    undecoded: Option<(Expected, Range<usize>)>,
-}
-
-impl Fresh {
-    /// All of it.
-    pub(crate) fn answers(&self) -> Answers {
-        let mut answers = self.answers.clone();
-        if let Some((expected, watched)) = &self.undecoded {
-            take_all(&mut answers, expected, watched);
-        }
-        answers
-    }
-}
-
-fn take_all(answers: &mut Answers, expected: &Expected, watched: &Range<usize>) {
-    let varbinds = expected.decode().varbinds.into_iter().enumerate();
-    varbinds.filter(|(at, _)| !watched.contains(at)).for_each(|(_, varbind)| answers.put(varbind));
-}
-
 #[derive(Debug)]
 enum Phase {
     /// What every read asks for, in one GETBULK; the same by exact GETs; what is asked now and then.
     Often,
     Exact(Fetch),
     Thorough(Fetch),
+    /// The same by prepared questions, so many of which are answered.
+    Rest(usize),
     Who(Walk),
     Supplies(Walk),
     Private(Fetch),
@@ -127,7 +105,7 @@ pub struct Read {
     /// What the plan made of it.
     patched: Option<Box<Reading>>,
     answers: Answers,
-    undecoded: Option<(Expected, Range<usize>)>,
+    undecoded: Option<Undecoded>,
     phase: Phase,
     asked: usize,
     heard: bool,
@@ -189,9 +167,14 @@ impl Read {
 
     /// The next question, prepared where it was asked before; `None` when the read has finished.
     pub fn poll_question(&mut self) -> Option<Question> {
-        if matches!(self.phase, Phase::Often)
-            && let Some(prepared) = self.plan.prepared()
-        {
+        let prepared = if let Phase::Rest(answered) = self.phase {
+            self.plan.rest_question(answered, GET_WIDTH)
+        } else if matches!(self.phase, Phase::Often) {
+            self.plan.prepared()
+        } else {
+            None
+        };
+        if let Some(prepared) = prepared.filter(|_| self.asked < MAX_REQUESTS) {
             self.asked += 1;
             return Some(Question::Prepared(prepared));
         }
@@ -204,6 +187,10 @@ impl Read {
             let request = match &mut self.phase {
                 Phase::Often => self.plan.bulk(),
                 Phase::Exact(fetch) | Phase::Thorough(fetch) => fetch.request(),
+                Phase::Rest(answered) => {
+                    let rest = self.plan.rest().into_iter().skip(*answered * GET_WIDTH).take(GET_WIDTH);
+                    Some(Request::Get(rest.collect()))
+                }
                 Phase::Private(fetch) | Phase::Colors(fetch) => fetch.request(),
                 Phase::Who(walk) | Phase::Supplies(walk) => walk.request(),
                 Phase::Named(walk) | Phase::Names(walk) | Phase::Alerts(walk) => walk.request(),
@@ -224,6 +211,13 @@ impl Read {
 
     /// Takes the answer to the last question, or that there is none.
     pub fn handle(&mut self, answer: Result<Response, Miss>) {
+        if let (Ok(_), Phase::Rest(answered)) = (&answer, &self.phase) {
+            // Not as expected: the general way goes on from here.
+            let mut fetch = Fetch::new(self.plan.rest().split_off(*answered * GET_WIDTH), GET_WIDTH, false);
+            fetch.request();
+            self.phase = Phase::Thorough(fetch);
+            self.decode();
+        }
         match answer {
             Ok(response) if matches!(self.phase, Phase::Often) => self.handle_often(response),
             Ok(response) => self.handle_response(&response),
@@ -234,19 +228,38 @@ impl Read {
 
     /// Takes the answer to the last question, which was prepared, where it is just what that expects.
     pub fn handle_expected(&mut self, answer: Expected) {
-        if !matches!(self.phase, Phase::Often) {
-            return self.handle_response(&answer.decode());
+        let due = self.plan.is_watching();
+        if matches!(self.phase, Phase::Often) {
+            self.same_alerts = self.plan.see_watched(&answer);
+            self.undecoded =
+                Some(Undecoded { often: answer, watched: self.plan.watched_places(), rest: Vec::new() });
+        } else if let (Phase::Rest(answered), Some(heard)) = (&mut self.phase, &mut self.undecoded) {
+            heard.rest.push(answer);
+            *answered += 1;
+            if self.plan.rest_question(*answered, GET_WIDTH).is_some() {
+                return;
+            }
+        } else {
+            return self.handle(Ok(answer.decode()));
         }
         self.heard = true;
-        let (due, watched) = (self.plan.is_watching(), self.plan.watched_places());
-        self.same_alerts = self.plan.see_watched(&answer);
-        let patched = self.plan.patch_expected(&answer);
-        self.phase = self.settle(patched, due, false);
-        if matches!(self.phase, Phase::Done) {
-            self.undecoded = Some((answer, watched));
-        } else if self.planned {
-            // What is asked further adds to it.
-            take_all(&mut self.answers, &answer, &watched);
+        let Some(heard) = &self.undecoded else { return };
+        let thorough = !heard.rest.is_empty();
+        let patched = self.plan.patch_expected(&heard.often, &heard.rest);
+        if matches!(patched, Patched::Thorough) && self.plan.rest_question(0, GET_WIDTH).is_some() {
+            self.phase = Phase::Rest(0);
+            return;
+        }
+        self.phase = self.settle(patched, due, thorough);
+        if !matches!(self.phase, Phase::Done) {
+            self.decode();
+        }
+    }
+
+    /// Decodes what was heard, because more is to be asked beside it; what is read anew asks for all of it again.
+    fn decode(&mut self) {
+        if let Some(heard) = self.undecoded.take().filter(|_| self.planned) {
+            heard.join(&mut self.answers);
         }
     }
 
@@ -259,7 +272,7 @@ impl Read {
             let subject = self.plan.subject();
             let mut reading = self.patched.map(|reading| *reading);
             reading.iter_mut().for_each(|reading| self.plan.alert(reading));
-            let fresh = Fresh { answers: self.answers, undecoded: self.undecoded };
+            let fresh = Fresh::new(self.answers, self.undecoded);
             return Finished { reading, plan: self.plan, complete: self.complete, subject, fresh };
         }
         let own = standard::own_device(&self.answers);
@@ -281,7 +294,7 @@ impl Read {
             Some(_) | None => self.plan,
         };
         plan.no_bulk = self.bulk_is_empty && self.via != Via::SnmpV1;
-        let fresh = Fresh { answers: self.answers, undecoded: None };
+        let fresh = Fresh::new(self.answers, None);
         Finished { reading, plan, complete: self.complete, subject, fresh }
     }
 
@@ -338,7 +351,7 @@ impl Read {
                 self.no_bulk |= !walk.bulk();
             }
             Phase::Private(fetch) | Phase::Colors(fetch) => fetch.handle(response, &mut self.answers),
-            Phase::Often | Phase::Done => {}
+            Phase::Often | Phase::Rest(_) | Phase::Done => {}
         }
     }
 
@@ -430,7 +443,7 @@ impl Read {
                 self.forgiven = true;
                 self.look_around();
             }
-            Phase::Often | Phase::Exact(_) | Phase::Thorough(_) => self.give_up(),
+            Phase::Often | Phase::Exact(_) | Phase::Thorough(_) | Phase::Rest(_) => self.give_up(),
             Phase::Who(_) | Phase::Supplies(_) | Phase::Named(_) | Phase::Names(_) => self.give_up(),
             Phase::Private(_) | Phase::Colors(_) => self.give_up(),
             Phase::Alerts(walk) if walk.bulk() => walk.without_bulk(),
@@ -477,7 +490,7 @@ impl Read {
                 self.plan.learn_alerts(&self.answers, supplies);
                 Phase::Done
             }
-            Phase::Often | Phase::Names(_) | Phase::Alerts(_) | Phase::Done => Phase::Done,
+            Phase::Often | Phase::Rest(_) | Phase::Names(_) | Phase::Alerts(_) | Phase::Done => Phase::Done,
         };
     }
 

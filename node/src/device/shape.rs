@@ -15,7 +15,7 @@ use super::news::News;
 use super::plan::{Ask, Feed, Field};
 use super::script::{Profiles, Subject};
 use super::{standard, supply, text};
-use crate::snmp::{Prepared, Seen};
+use crate::snmp::{Prepared, Request, Seen};
 
 /// Shapes that are kept before those without a device are looked for.
 const SHAPES: usize = 256;
@@ -53,6 +53,8 @@ pub(super) struct Shape {
     pub(super) ailing: Later<Sources>,
     /// The question of every read, without and with a look at an empty table of alerts.
     pub(super) asking: [Later<Arc<Prepared>>; 2],
+    /// The GETs of what is asked now and then.
+    pub(super) asking_rest: Later<Vec<Arc<Prepared>>>,
 }
 
 /// What follows from the rest, made when it is wanted first; so it makes no difference.
@@ -143,6 +145,17 @@ impl Shape {
             Feed::Mark | Feed::Number | Feed::PrinterStatus | Feed::DeviceStatus => None,
             Feed::Errors | Feed::Display => None,
         })
+    }
+
+    /// The `n`-th GET of what is asked now and then, `width` names in each.
+    pub(super) fn rest_question(&self, n: usize, width: usize) -> Option<Arc<Prepared>> {
+        let prepare = |asks: &[Ask]| {
+            let names: Vec<Oid> = asks.iter().map(|ask| ask.oid.clone()).collect();
+            Arc::new(Prepared::new(&Request::Get(names.clone()), names.into_iter().map(Some)))
+        };
+        let all =
+            self.asking_rest.0.get_or_init(|| self.asks[self.often..].chunks(width).map(prepare).collect());
+        all.get(n).cloned()
     }
 
     /// These sources, and where conditions come from; those that all devices of the kind have are made once.

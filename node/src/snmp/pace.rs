@@ -129,6 +129,18 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_is_held_back_behind_another_is_not_asked_for_twice() {
+        let mut rtt = Rtt::default();
+        assert_eq!(rtt.patience(), None);
+        (0..100).for_each(|_| rtt.sample(200_000));
+        let (timeout, patience) = (rtt.timeout().unwrap(), rtt.patience().unwrap());
+        assert!(timeout < 210_000, "a steady line: {timeout}");
+        assert!((300_000..310_000).contains(&patience), "{patience}");
+        rtt.sample(2_000_000);
+        assert!(rtt.patience() > Some(1_000_000), "one that is not");
+    }
+
+    #[test]
     fn no_second_has_more_than_the_ceiling_and_its_burst() {
         let mut ceiling = Ceiling::new(500);
         let sent: Vec<u64> = (0..3_000_000).step_by(100).filter(|now| ceiling.take(*now)).collect();
