@@ -71,19 +71,26 @@ pub(super) async fn rotate(node: &Node, command: RotateCommand) -> anyhow::Resul
         RotateCommand::Key => ("key", "cluster_key"),
         RotateCommand::Ca => ("ca", "ca"),
     };
+    let before = look(node).await?;
     node.send(Method::POST, "control/rotate", Some(json!({ "what": what }).to_string())).await?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let now = look(node).await?;
-        let Some(change) = now[part].get("changing") else {
+        if is_done(&before[part], &now[part]) {
             return Ok(output::line(&done(&now[part]))?);
-        };
+        }
         if tokio::time::Instant::now() > deadline {
+            let change = &now[part]["changing"];
             let hint = "It goes on by itself. A node that is lost for good: `quire remove NAME`. `quire certificates` shows how far it is.";
-            return Ok(output::line(&format!("asked for; it {}. {hint}", waits(change)))?);
+            return Ok(output::line(&format!("asked for, and {}. {hint}", waits(change)))?);
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// A node that follows may not have heard yet of what was asked for through it.
+fn is_done(before: &Value, now: &Value) -> bool {
+    now.get("changing").is_none() && now["since"] != before["since"]
 }
 
 fn done(part: &Value) -> String {
@@ -113,5 +120,9 @@ mod tests {
             "CA           sha256:ab, since the cluster was made; another was asked for at 2026-11-22T11:00:00Z: waits for n2, n3"
         );
         assert_eq!(waits(&json!({ "waits_for": [] })), "on its way");
+        let asked = json!({ "generation": 2, "since": key["since"], "changing": {} });
+        let other = json!({ "generation": 3, "since": "2026-11-22T11:00:05Z" });
+        assert!(!is_done(&key, &key), "nothing was heard of it yet");
+        assert!(!is_done(&key, &asked) && is_done(&key, &other));
     }
 }
