@@ -23,9 +23,9 @@ use crate::schedule::Schedule;
 pub const RETRY_AFTER_MS: u64 = 60_000;
 /// Milliseconds until a sweep that failed is tried again.
 pub const SWEEP_RETRY_AFTER_MS: u64 = 60_000;
-/// The order of sweeps that don't wait for a slot: what people asked for, what was begun, what is new.
 /// How far other nodes' clocks may be ahead of this one's (see `record`): no reason to doubt a time.
 const AHEAD_MS: u64 = 60_000;
+/// The order of sweeps that don't wait for a slot: what people asked for, what was begun, what is new.
 const ASKED: Millis = Millis(0);
 const BEGUN: Millis = Millis(1);
 const NEW: Millis = Millis(2);
