@@ -13,7 +13,7 @@ use super::{Ended, Tools, web};
 use crate::device::{self, ReadPlan};
 use crate::snmp::{Credential, Failure, Patience, Request};
 
-/// Plans that are kept: one holds what a device answered, some 10 KB, so 20 MB. Beyond, those that came first stay:
+/// Plans that are kept: one takes some 2.5 KB (docs/benchmarks.md), so 5 MB. Beyond, those that came first stay:
 /// reads go round, so whichever was read longest ago would be needed next. The others are read in full every time.
 const PLANS: usize = 2_048;
 
