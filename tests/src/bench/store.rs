@@ -238,7 +238,7 @@ fn reading(device: u32, round: u32) -> Reading {
         counters,
         supplies: (0..if color { 8 } else { 4 }).map(supply).collect(),
         status: Some(Status::Idle),
-        conditions: if device % 10 == 0 { vec![Condition::LowToner] } else { Vec::new() },
+        conditions: if device.is_multiple_of(10) { vec![Condition::LowToner] } else { Vec::new() },
         display: Some("Ready".to_owned()),
         sources: sources.iter().map(|(field, from)| ((*field).to_owned(), (*from).to_owned())).collect(),
         via: vec![Via::SnmpV2c],
