@@ -65,7 +65,7 @@ fn a_quiet_history_passes_and_each_doctored_one_fails() {
         ("upstream twice", |history| history.upstream.push(stored("a", 4))),
         ("arrived after", |history| history.upstream.reverse()),
         ("is not upstream", |history| history.events.push(event(9, "n1", reading("c")))),
-        ("never showed", |history| history.upstream.push(stored("c", 9))),
+        ("ever showed", |history| history.upstream.push(stored("c", 9))),
         ("which is excluded", |history| {
             history.asked.push(Asked { to: Ipv4Addr::new(10, 76, 0, 18), ..asked(2_000, 0) });
         }),
