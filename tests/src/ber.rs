@@ -118,6 +118,13 @@ impl Request {
     }
 }
 
+/// True for a message of SNMPv3 (RFC 3412 section 6): what a sweep asks those for that are silent to communities.
+#[must_use]
+pub fn is_v3(packet: &[u8]) -> bool {
+    let message = Reader { rest: packet }.enter(tag::SEQUENCE);
+    message.and_then(|mut message| message.integer()) == Some(3)
+}
+
 /// Walks over the TLVs of one level.
 struct Reader<'a> {
     rest: &'a [u8],

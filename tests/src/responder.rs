@@ -127,6 +127,8 @@ pub struct Seen {
     pub lost: u64,
     /// Datagrams to devices that were no request they take.
     pub foreign: u64,
+    /// SNMPv3 messages, to which these devices are silent.
+    pub engines: u64,
     /// SET requests: must stay 0.
     pub sets: u64,
     /// Devices that were asked.
@@ -427,6 +429,10 @@ impl Responder {
         let Some(n) = self.spec.device(asked) else { return };
         if self.is_lost() {
             seen.lost += 1;
+            return;
+        }
+        if ber::is_v3(packet) {
+            seen.engines += 1;
             return;
         }
         let lost = self.is_lost();

@@ -149,3 +149,11 @@ fn a_device_of_eight_supplies_has_eight() {
     assert_eq!(of_one_kind(5).supplies.len(), 5);
     assert_eq!(of_one_kind(SUPPLIES_MAX).supplies.len(), SUPPLIES_MAX);
 }
+
+#[test]
+fn messages_of_snmpv3_are_told_from_the_others() {
+    assert!(ber::is_v3(&[0x30, 3, 2, 1, 3]));
+    for other in [&[0x30, 3, 2, 1, 1][..], &[0x30, 3, 4, 1, 3], &[]] {
+        assert!(!ber::is_v3(other), "{other:?}");
+    }
+}

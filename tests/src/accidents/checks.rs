@@ -304,7 +304,11 @@ pub fn one_question_at_a_time(history: &History) -> Result<u64> {
 pub fn devices_are_treated_politely(history: &History) -> Result<()> {
     let seen = &history.devices;
     ensure!(seen.sets == 0, "{} SET requests", seen.sets);
-    ensure!(seen.foreign == 0, "{} packets were no questions", seen.foreign);
+    ensure!(
+        seen.foreign == 0,
+        "{} packets were neither questions to these devices nor to an SNMPv3 engine",
+        seen.foreign
+    );
     Ok(())
 }
 
