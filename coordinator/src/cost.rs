@@ -18,8 +18,10 @@ use crate::state::refuse;
 use crate::tables::{Fault, Overlay, Table};
 
 const DAY_MS: f64 = 86_400_000.0;
-/// Weight of the latest read in the mean: some 16 reads tell.
+/// Weight of the latest read in the mean, once there were so many.
 const WEIGHT: f64 = 1.0 / 16.0;
+/// Reads before a mean is told: a device's first one learns how to ask it, and takes ten times as long as the others.
+const ENOUGH: u32 = 16;
 /// A difference of more than this part of the larger one is told: a balance that asks for a factor of two does not
 /// need to know better, and a row of the log is not for noise.
 const DIFFERENCE: f64 = 0.25;
@@ -34,8 +36,9 @@ pub struct Costs {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Measured {
-    /// Mean of the reads, milliseconds.
-    read_ms: Option<f64>,
+    /// Mean of the reads, milliseconds, and how many they were.
+    read_ms: f64,
+    reads: u32,
     /// The last whole sweep, milliseconds.
     sweep_ms: Option<f64>,
 }
@@ -52,8 +55,10 @@ pub struct Pace {
 impl Costs {
     /// A read of one of the unit's devices took so long, however it ended.
     pub fn read_took(&mut self, unit: &UnitId, ms: u64) {
-        let mean = &mut self.units.entry(unit.clone()).or_default().read_ms;
-        *mean = Some(mean.map_or(ms as f64, |mean| mean + (ms as f64 - mean) * WEIGHT));
+        let measured = self.units.entry(unit.clone()).or_default();
+        measured.reads = measured.reads.saturating_add(1);
+        let weight = WEIGHT.max(1.0 / f64::from(measured.reads));
+        measured.read_ms += (ms as f64 - measured.read_ms) * weight;
     }
 
     /// A sweep of all of the unit took so long.
@@ -81,12 +86,12 @@ impl Costs {
 }
 
 impl Measured {
-    /// Milliseconds; `None` while there are devices that nobody has read yet.
+    /// Milliseconds; `None` while there are devices of which too few reads are known.
     fn a_day(&self, prefix: IpNet, devices: usize, pace: Pace) -> Option<u64> {
-        let reads = match (devices, self.read_ms) {
-            (0, _) => 0.0,
-            (devices, read_ms) => read_ms? * devices as f64 * pace.reads_a_day,
-        };
+        if devices > 0 && self.reads < ENOUGH {
+            return None;
+        }
+        let reads = self.read_ms * devices as f64 * pace.reads_a_day;
         let estimate = planner::cost(prefix) as f64;
         let sweeps = self.sweep_ms.map_or(estimate, |ms| ms * pace.sweeps_a_day);
         // At least 1: a row that costs nothing would be piled upon others for ever.
@@ -130,6 +135,8 @@ mod tests {
         costs.sweep_took(&unit, 10_000);
         assert_eq!(told(&mut costs, &row(1), 0), Some(5_000));
         assert_eq!(told(&mut costs, &row(1), 3), None, "nobody has read these yet");
+        (1..ENOUGH).for_each(|_| costs.read_took(&unit, 500));
+        assert_eq!(told(&mut costs, &row(1), 3), None, "too few to tell");
         costs.read_took(&unit, 500);
         assert_eq!(told(&mut costs, &row(1), 3), Some(5_000 + 3 * 24 * 500));
         for _ in 0..200 {
@@ -145,7 +152,7 @@ mod tests {
     fn the_measure_of_an_unswept_unit_is_its_estimate() {
         let unit: UnitId = "any:10.1.0.0/24".parse().unwrap();
         let mut costs = Costs::default();
-        costs.read_took(&unit, 100);
+        (0..ENOUGH).for_each(|_| costs.read_took(&unit, 100));
         let estimate = planner::cost(unit.prefix().unwrap());
         assert_eq!(told(&mut costs, &row(1), 2), Some(estimate + 2 * 24 * 100));
     }

@@ -9,10 +9,10 @@ use quire_proto::id::NodeId;
 use quire_proto::store::outcome::Result as Answer;
 use quire_proto::store::{Link, Member, Recover};
 
-use crate::backlog;
 use crate::rows::{self, number_key};
 use crate::state::{audit, refuse};
 use crate::tables::{Fault, Overlay, Table};
+use crate::{backlog, rotation};
 
 /// Numbers left out at each recovery: at 280 entries a second, a century of what was lost. There is room for 2^23
 /// recoveries, and for 8,000 in the 53 bits that JSON readers keep.
@@ -38,6 +38,8 @@ pub(crate) fn apply(
         tables.delete(Table::Members, &number_key(member.id));
     }
     tables.put(Table::Members, &number_key(keep.id), keep);
+    // Those who are left out may have the cluster key that was on its way.
+    rotation::removed(tables)?;
     forget_reach(tables, keep)?;
     backlog::renumber(tables, &mut meta, recover.base)?;
     meta.outbox_base = recover.base;

@@ -79,7 +79,7 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Alert(alert)) => alert::apply(tables, index, at_ms, alert)?,
         Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
         Some(Kind::ReportCosts(report)) => cost::apply(tables, report)?,
-        Some(Kind::RouterTrial(trial)) => found::trial(tables, trial)?,
+        Some(Kind::RouterTrial(trial)) => found::trial(tables, at_ms, trial)?,
         Some(Kind::Rotate(rotate)) => rotation::ask(tables, index, at_ms, rotate)?,
         Some(Kind::BeginKey(begin)) => rotation::begin_key(tables, at_ms, begin)?,
         Some(Kind::Reseal(reseal)) => rotation::reseal(tables, index, at_ms, reseal)?,

@@ -11,7 +11,8 @@
 //!   the follower's disk may be given up, for the lease is eight beats.
 //! - A vote needs two round trips and two synced writes; drawn timeouts lie four beats apart, so that candidates seldom
 //!   tie: `4 beats >= 2 (R + F)`. Openraft waits three beats for a vote, which is one of each, and has it then.
-//! - A follower elects after lease and timeout, 12 to 16 beats of silence: eleven heartbeats in a row must be lost or late.
+//! - A follower elects after lease and timeout, 12 to 16 beats of silence: eleven heartbeats in a row must be lost. A leader
+//!   whose answers are all late for eight beats stops by itself.
 //!
 //! Never: asks a clock, or follows a single slow write.
 
@@ -20,13 +21,14 @@ use std::time::Duration;
 
 use quire_proto::id::{Millis, NodeId};
 
-/// Of a healthy LAN with disks that sync in less than 80 ms: a silent host is given up after 600 to 800 ms, and 12 beats are more
-/// than a shared VM's scheduler takes away from a process at once (some 100 ms under six busy loops on two cores).
-pub const FLOOR_MS: u64 = 50;
+/// Of a healthy LAN with disks that sync in less than 160 ms: a silent host is given up after 1.2 to 1.6 s. Openraft drops
+/// answers that take longer than a beat, and a leader that had none for eight beats falls silent itself; six busy loops
+/// beside three nodes on two cores did not upset this, and take some 100 ms away from a process at once.
+pub const FLOOR_MS: u64 = 100;
 /// Six to eight seconds of silence, of disks that take 0.8 s: with worse ones elections may be needless, and `doctor` says
 /// so.
 pub const CEILING_MS: u64 = 500;
-/// As long as nothing is measured: twice the floor, which six busy loops beside three nodes on two cores did not upset.
+/// As long as nothing is measured.
 pub const UNKNOWN_MS: u64 = 100;
 
 /// Timeouts in beats: the shortest and the longest that is drawn; a lease is as long as the latter.
@@ -35,7 +37,7 @@ pub const ELECTION_BEATS: (u64, u64) = (4, 8);
 /// What is measured counts for one to two of these, milliseconds: enough for 150 renewals of a claim.
 const WINDOW_MS: u64 = 150_000;
 /// Fewer tell nothing of the slowest hundredth.
-const ENOUGH: u32 = 30;
+const ENOUGH: u32 = 100;
 /// So long must a shorter beat have been enough, milliseconds, before it is shortened.
 const CALM_MS: u64 = 60_000;
 
@@ -250,9 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_lan_replaces_a_silent_host_within_a_second_and_a_slow_disk_gets_its_time() {
+    fn a_healthy_lan_gives_a_silent_host_up_soon_and_a_slow_disk_gets_its_time() {
         assert_eq!(beat_ms(8_000, 2_000), FLOOR_MS);
-        assert!(silent_ms(FLOOR_MS) < 1_000);
+        assert!(silent_ms(FLOOR_MS) < 2_000);
         assert_eq!((beat_ms(200_000, 10_000), beat_ms(10_000, 200_000)), (132, 250));
         assert_eq!(beat_ms(3_000_000, 0), CEILING_MS);
         assert_eq!((heard_ms(0), heard_ms(1), heard_ms(u64::MAX)), (UNKNOWN_MS, FLOOR_MS, CEILING_MS));
@@ -302,17 +304,17 @@ mod tests {
         (1..3).for_each(|n| pacemaker.handle_wanted(Some(500), Millis(n)));
         assert_eq!(pacemaker.beat_ms(), 500);
         let mut now = 10;
-        for expected in [500, 250, 125, 62, 50, 50] {
+        for expected in [500, 250, 125, 100, 100] {
             pacemaker.handle_wanted(Some(FLOOR_MS), Millis(now));
             assert_eq!(pacemaker.beat_ms(), expected, "at {now}");
             now += CALM_MS;
             pacemaker.handle_wanted(Some(FLOOR_MS), Millis(now));
         }
-        pacemaker.handle_alone(Some(80));
-        assert_eq!(pacemaker.beat_ms(), 80);
+        pacemaker.handle_alone(Some(140));
+        assert_eq!(pacemaker.beat_ms(), 140);
         pacemaker.handle_alone(None);
-        pacemaker.handle_leader(70);
-        assert_eq!(pacemaker.beat_ms(), 70);
+        pacemaker.handle_leader(120);
+        assert_eq!(pacemaker.beat_ms(), 120);
     }
 
     proptest! {

@@ -154,15 +154,18 @@ impl Directory {
     /// Writes the files and the card that names them, so that a crash leaves all of the old ones or all of the new ones:
     /// each is whole beside its place before the card is written, and a later start puts there what is named.
     pub(crate) fn settle(&self, card: &mut Card, files: &[(&str, &[u8])]) -> io::Result<()> {
+        // The caller's card says what is on the disk, so it changes when that has.
+        let mut next = card.clone();
         for (name, octets) in files {
             self.put_aside(name, octets)?;
-            card.files.insert((*name).to_owned(), sha256(octets));
+            next.files.insert((*name).to_owned(), sha256(octets));
         }
         File::open(&self.path)?.sync_all()?;
-        card.format = FORMAT;
-        let text = serde_json::to_string(card)?;
-        let stored = Stored { node: card.clone(), sha256: sha256(text.as_bytes()) };
+        next.format = FORMAT;
+        let text = serde_json::to_string(&next)?;
+        let stored = Stored { node: next.clone(), sha256: sha256(text.as_bytes()) };
         self.put(NODE, &serde_json::to_vec_pretty(&stored)?)?;
+        *card = next;
         for (name, _) in files {
             self.put_in_place(name)?;
         }

@@ -40,7 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The end of a certificate that is made now. The leader's last word bounds a clock that is behind: a certificate made
 /// by it would have ended before it was shown.
 pub(crate) fn until(meta: &Meta, life: Duration) -> Millis {
-    Millis(today(meta).0.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX)))
+    /// 1 January 9000: dates in certificates end a thousand years later.
+    const LATEST: u64 = 221_845_392_000_000;
+    Millis(today(meta).0.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX)).min(LATEST))
 }
 
 fn today(meta: &Meta) -> Millis {
@@ -166,11 +168,11 @@ impl Keeper {
         self.follow_authorities(&tables).await?;
         // The CA's key may be sealed with one that is on its way.
         let fetched = self.fetch(&tables).await;
-        // Whom others do not know yet, they give no key.
-        self.renew(&tables).await?;
+        let renewed = self.renew(&tables).await;
+        // Also where these failed: whom others do not know yet, they give no key.
         self.tell(&tables).await?;
         self.forget(&tables).await?;
-        fetched
+        fetched.and(renewed)
     }
 
     async fn in_vault(

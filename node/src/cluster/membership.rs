@@ -22,6 +22,7 @@ use super::keys::Keys;
 use super::network::{dial, endpoint, node_uri, server_name};
 use super::propose::{ProposeError, Proposer};
 use super::token::Token;
+use crate::clock;
 use crate::tls::{self, Connector, Names};
 
 /// Joins worked on at once; a third waits. Each costs a proposal and two signatures.
@@ -83,17 +84,20 @@ impl Doorkeeper {
         Ok((meta, rotation::row(&view).map_err(|fault| Status::internal(fault.to_string()))?))
     }
 
-    /// The member that an earlier try of the same join made, if its answer was lost.
-    fn made_before(&self, request: &JoinRequest) -> Option<u64> {
+    /// The member that an earlier try of the same join made, if its answer was lost: while the token counts, and for the
+    /// same key. A used token opens nothing to anybody else.
+    fn made_before(&self, request: &JoinRequest, public_key: &[u8]) -> Option<u64> {
         let view = self.proposer.store.view().ok()?;
         let token: TokenRow = view.row(Table::Tokens, request.token_id.as_bytes()).ok()??;
         let member: Member = view.row(Table::Members, &token.used_by.to_be_bytes()).ok()??;
+        let known = tls::said_of(&member.certificate_der).map(|(said, _)| said.public_key);
         let same = token.secret_sha256.as_ref() == tls::pin(&request.token_secret)
-            && member.incarnation == request.incarnation;
-        same.then_some(member.id)
+            && member.incarnation == request.incarnation
+            && known.is_none_or(|known| known == public_key);
+        (same && clock::now().0 < token.expires_at_ms).then_some(member.id)
     }
 
-    async fn admit(&self, request: &JoinRequest) -> Result<u64, Status> {
+    async fn admit(&self, request: &JoinRequest, public_key: &[u8]) -> Result<u64, Status> {
         let join = Join {
             token_id: request.token_id.clone(),
             token_secret_sha256: Bytes::copy_from_slice(&tls::pin(&request.token_secret)),
@@ -113,7 +117,7 @@ impl Doorkeeper {
             Ok(Outcome { result: Some(outcome::Result::Node(node)), .. }) => Ok(node),
             Ok(_) => Err(Status::internal("the join has an outcome that is no node id")),
             Err(ProposeError::Rejected(why)) => {
-                self.made_before(request).ok_or_else(|| Status::permission_denied(why))
+                self.made_before(request, public_key).ok_or_else(|| Status::permission_denied(why))
             }
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
@@ -157,8 +161,9 @@ impl Door for Doorkeeper {
         check(&request).map_err(Status::invalid_argument)?;
         let (meta, row) = self.tables()?;
         // Tried before the token is spent: a malformed request must not cost the operator a token.
-        self.certify((&meta, &row), 0, &request.csr_der)?;
-        let node = self.admit(&request).await?;
+        let tried = self.certify((&meta, &row), 0, &request.csr_der)?;
+        let public_key = tls::said_of(&tried).map(|(said, _)| said.public_key).unwrap_or_default();
+        let node = self.admit(&request, &public_key).await?;
         tracing::info!(node, name = request.name, "a node joined");
         // A change of the CA may have come before it, and the old one may count no longer.
         let (meta, row) = self.tables()?;

@@ -68,6 +68,7 @@ use bytes::Bytes;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
 use quire_coordinator::tables::{ReadExt as _, Table};
+use quire_coordinator::{rows, upgrade};
 use quire_proto::id::NodeId;
 use quire_proto::store::{CreateToken, Member, Outcome, command};
 use tokio::sync::{mpsc, watch};
@@ -461,12 +462,14 @@ impl Cluster {
         let token = Token::generate(self.inner.vault.ca_pin())
             .map_err(|error| ProposeError::Stopped(error.to_string()))?;
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        // Older members would keep another row.
+        let known = rows::meta(&self.view()).is_ok_and(|meta| meta.cluster_version >= upgrade::ROTATION);
         let create = CreateToken {
             id: token.id.clone(),
             secret_sha256: Bytes::copy_from_slice(&token.secret_sha256()),
             expires_at_ms: crate::clock::now().0.saturating_add(ttl_ms),
             by: by.to_owned(),
-            ca_sha256: Bytes::copy_from_slice(&token.ca_pin),
+            ca_sha256: if known { Bytes::copy_from_slice(&token.ca_pin) } else { Bytes::new() },
         };
         self.propose(command::Kind::CreateToken(create), Duration::from_secs(10)).await?;
         Ok(token.text().to_string())

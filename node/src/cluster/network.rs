@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -166,7 +167,7 @@ impl Net {
     }
 
     fn link(&self, target: u64, peer: &Peer, lane: Lane) -> Link {
-        Link { net: self.clone(), target, peer: peer.clone(), lane }
+        Link { net: self.clone(), target, peer: peer.clone(), lane, measuring: Arc::default() }
     }
 
     /// Whatever is asked from now on goes over new connections: certificates or CAs have changed. Calls under way end on
@@ -302,6 +303,8 @@ pub(crate) struct Link {
     target: u64,
     peer: Peer,
     lane: Lane,
+    /// An answer that is measured has not come yet.
+    measuring: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -354,10 +357,18 @@ impl Link {
         fsync: fn(&T) -> Option<u64>,
     ) -> impl Future<Output = Result<tonic::Response<T>, Status>> + Send + 'static {
         let (timing, target, asked) = (self.net.0.timing.clone(), self.target, clock::steady());
+        // One at a time: a pause of the peer is one slow answer, not one for each question that waited.
+        let measuring = self.measuring.clone();
+        let counts = !measuring.swap(true, Ordering::Relaxed);
         let asking = tokio::spawn(async move {
             let reply = tokio::time::timeout(LATE, call).await;
+            if counts {
+                measuring.store(false, Ordering::Relaxed);
+            }
             let reply = reply.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))?;
-            timing.answered(target, asked, fsync(reply.get_ref()));
+            if counts {
+                timing.answered(target, asked, fsync(reply.get_ref()));
+            }
             Ok(reply)
         });
         async move { asking.await.map_err(|_| Status::cancelled("this node is stopping"))? }

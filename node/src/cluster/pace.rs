@@ -5,9 +5,11 @@
 //! them. So another pace counts from the next look on, for leases and timeouts that have begun, too. Each node's Raft has
 //! its own pace, which its tasks inherit from the one that started it.
 //!
-//! What it must never do: make a moment that is not the machine's, for others compare them with theirs.
+//! What it must never do: make a moment that is not the machine's, for others compare them with theirs; or change the
+//! pace between two looks of one poll, for openraft adds up there what it took apart there.
 
-use std::future::Future;
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +19,18 @@ use openraft::async_runtime::AsyncRuntime;
 use openraft::{OptionalSend, TokioRuntime};
 use quire_coordinator::timing::{UNKNOWN_MS, heard_ms};
 
-tokio::task_local! {
-    static PACE: Pace;
+thread_local! {
+    /// Of the task that is polled on this thread: its pace, and the beat as it was when the poll began.
+    static NOW: RefCell<Option<(Pace, u64)>> = const { RefCell::new(None) };
+}
+
+/// Puts back what was there, even where a poll panics.
+struct Until(Option<(Pace, u64)>);
+
+impl Drop for Until {
+    fn drop(&mut self) {
+        NOW.set(self.0.take());
+    }
 }
 
 /// The beat in force on one node; clones share it.
@@ -49,13 +61,18 @@ impl Pace {
 
     /// Runs what starts a Raft at this pace.
     pub(crate) async fn keep<T>(&self, start: impl Future<Output = T>) -> T {
-        PACE.scope(self.clone(), start).await
+        let mut start = std::pin::pin!(start);
+        poll_fn(|context| {
+            let _until = Until(NOW.replace(Some((self.clone(), self.beat_ms()))));
+            start.as_mut().poll(context)
+        })
+        .await
     }
 }
 
 /// The pace of the Raft whose task asks; elsewhere the unit itself.
 fn pace() -> u64 {
-    PACE.try_with(Pace::beat_ms).unwrap_or(UNKNOWN_MS)
+    NOW.with_borrow(|now| now.as_ref().map_or(UNKNOWN_MS, |(_, beat_ms)| *beat_ms))
 }
 
 /// How long a length of Raft's time lasts.
@@ -135,9 +152,9 @@ impl AsyncRuntime for Paced {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        match PACE.try_with(Clone::clone) {
-            Ok(pace) => TokioRuntime::spawn(PACE.scope(pace, future)),
-            Err(_) => TokioRuntime::spawn(future),
+        match NOW.with_borrow(|now| now.as_ref().map(|(pace, _)| pace.clone())) {
+            Some(pace) => TokioRuntime::spawn(async move { pace.keep(future).await }),
+            None => TokioRuntime::spawn(future),
         }
     }
 
@@ -213,6 +230,8 @@ mod tests {
             let task = Paced::spawn(async move {
                 let before = expired();
                 other.set(UNKNOWN_MS);
+                assert_eq!((expired(), lasts(unit)), (before, 4 * unit), "one poll sees one pace");
+                tokio::task::yield_now().await;
                 (before, expired(), lasts(unit))
             });
             task.await.unwrap()

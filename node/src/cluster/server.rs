@@ -190,8 +190,10 @@ impl Members {
         self.admit(request, envelope)?;
         let from = envelope.map_or(0, |envelope| envelope.from);
         let view = self.store.view().map_err(broken)?;
-        // One that our tables have not reached yet is new.
-        let member = rows::member(&view, NodeId(from)).map_err(broken)?.unwrap_or_default();
+        // Of one that our tables have not reached yet nobody here can say whether it is he; another member can, or this
+        // one soon. A number above ours costs a thief of the CA's key nothing to write into a certificate.
+        let member = rows::member(&view, NodeId(from)).map_err(broken)?;
+        let member = member.ok_or_else(|| Status::unavailable("this node does not know you yet"))?;
         let certificates = request.peer_certs().unwrap_or_default();
         let shown = certificates.first().and_then(|leaf| tls::said_of(leaf)).map(|(said, _)| said.public_key);
         let same = |der: &[u8]| tls::said_of(der).map(|(said, _)| said.public_key) == shown;

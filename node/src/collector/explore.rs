@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials;
 use crate::clock;
-use crate::cluster::{Cluster, View};
-use crate::device::{self, RouterAnswer};
+use crate::cluster::{Cluster, ProposeError, View};
+use crate::device::{self, Leave, RouterAnswer};
 use crate::routes;
 use crate::snmp::Snmp;
 
@@ -53,7 +53,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Explorer {
     cluster: Cluster,
     snmp: Snmp,
-    asking: JoinSet<(IpAddr, RouterReport)>,
+    /// `None`: not asked, for want of a quorum.
+    asking: JoinSet<(IpAddr, Option<RouterReport>)>,
     /// Routers that are being asked, or whose answers wait for their commit: at most [`AT_ONCE`].
     busy: BTreeSet<IpAddr>,
     /// When those were asked whose answers are committed, and which this node's tables may not show yet.
@@ -109,8 +110,10 @@ impl Explorer {
                 () = stop.cancelled() => return Ok(()),
                 _ = look.tick() => {}
                 Some(done) = self.asking.join_next(), if !self.asking.is_empty() => {
-                    let (_, report) = done.context("ask a router")?;
-                    self.answered.push(report);
+                    match done.context("ask a router")? {
+                        (_, Some(report)) => self.answered.push(report),
+                        (router, None) => drop(self.busy.remove(&router)),
+                    }
                 }
             }
             self.look().await?;
@@ -160,7 +163,7 @@ impl Explorer {
             let (snmp, credentials, router) = (self.snmp.clone(), credentials.clone(), *router);
             let peer = SocketAddr::new(router, scene.settings.discovery.port);
             let asked_at_ms = clock::now().0;
-            let leave = self.leave(scene, router);
+            let (leave, before) = (self.leave(scene, router), scene.refusal(router));
             self.asking.spawn(async move {
                 let answer = device::read_router(&snmp, peer, &credentials, leave).await;
                 let mut report = RouterReport {
@@ -172,15 +175,18 @@ impl Explorer {
                 match answer {
                     RouterAnswer::View(view) => report.view = Some(found::from_view(&view)),
                     RouterAnswer::Refused(user, reason) => report.refusal = format!("user {user}: {reason}"),
+                    // What the node found that tried them, so that no sweep offers them there again.
+                    RouterAnswer::Left(Leave::Tried) => report.refusal = before,
+                    RouterAnswer::Left(Leave::Try | Leave::Later) => return (router, None),
                     RouterAnswer::Silent => {}
                 }
-                (router, report)
+                (router, Some(report))
             });
         }
     }
 
     /// Whether this node is the one that tries SNMPv3 users at a router in this round: who has it committed.
-    fn leave(&self, scene: &Scene, router: IpAddr) -> impl Future<Output = bool> + Send + use<> {
+    fn leave(&self, scene: &Scene, router: IpAddr) -> impl Future<Output = Leave> + Send + use<> {
         let trial = RouterTrial {
             node: self.cluster.me().id.0,
             address: router.to_string(),
@@ -190,13 +196,19 @@ impl Explorer {
         let (cluster, version) = (self.cluster.clone(), scene.meta.cluster_version);
         async move {
             if version < upgrade::ROUTER_TRIAL {
-                return true;
+                return Leave::Try;
             }
-            let committed = cluster.propose(Kind::RouterTrial(trial), PATIENCE).await;
-            if let Err(error) = &committed {
-                tracing::info!(%router, %error, "no user is tried at the router");
+            match cluster.propose(Kind::RouterTrial(trial), PATIENCE).await {
+                Ok(_) => Leave::Try,
+                Err(ProposeError::Rejected(why)) => {
+                    tracing::info!(%router, %why, "no user is tried at the router");
+                    Leave::Tried
+                }
+                Err(error) => {
+                    tracing::info!(%router, %error, "no user is tried at the router yet");
+                    Leave::Later
+                }
             }
-            committed.is_ok()
         }
     }
 
@@ -323,6 +335,13 @@ impl Scene {
             Some((row.address.parse().ok()?, Known { view, due }))
         };
         self.routers.iter().filter_map(known).collect()
+    }
+
+    /// What a router said of the users that were tried at it last; something in any case, or a sweep would try them.
+    fn refusal(&self, router: IpAddr) -> String {
+        let address = router.to_string();
+        let row = self.routers.iter().find(|row| row.address == address && !row.refusal.is_empty());
+        row.map_or_else(|| "its users were tried by another node".to_owned(), |row| row.refusal.clone())
     }
 
     /// What was heard last before this is forgotten.

@@ -121,6 +121,19 @@ pub enum RouterAnswer {
     Refused(String, Failure),
     /// Nothing was heard.
     Silent,
+    /// It is there, and wants an SNMPv3 user that was not tried for this reason.
+    Left(Leave),
+}
+
+/// Whether SNMPv3 users may be tried now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Yes.
+    Try,
+    /// They were, by another node.
+    Tried,
+    /// Nobody can say at the moment.
+    Later,
 }
 
 /// Who a router lets in.
@@ -153,7 +166,7 @@ pub async fn read_router(
     snmp: &Snmp,
     peer: SocketAddr,
     credentials: &[Arc<Credential>],
-    leave: impl Future<Output = bool>,
+    leave: impl Future<Output = Leave>,
 ) -> RouterAnswer {
     let ask = |credentials: Vec<Arc<Credential>>| Sweep {
         peers: Box::new(std::iter::once(peer)),
@@ -163,8 +176,11 @@ pub async fn read_router(
     let mut found = Let::of(snmp.survey(ask(credentials.to_vec()))).await;
     let users = credentials.iter().filter(|credential| matches!(***credential, Credential::V3(_)));
     let users: Vec<_> = users.cloned().collect();
-    if found.right.is_none() && found.engine && !users.is_empty() && leave.await {
-        found = Let::of(snmp.sweep(ask(users))).await;
+    if found.right.is_none() && found.engine && !users.is_empty() {
+        match leave.await {
+            Leave::Try => found = Let::of(snmp.sweep(ask(users))).await,
+            why @ (Leave::Tried | Leave::Later) => return RouterAnswer::Left(why),
+        }
     }
     let credential = match found {
         Let { right: Some(credential), .. } => credential,

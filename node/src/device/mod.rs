@@ -53,7 +53,7 @@ mod responder;
 #[cfg(test)]
 mod sources;
 
-pub use drive::{RouterAnswer, read, read_router, via};
+pub use drive::{Leave, RouterAnswer, read, read_router, via};
 pub use json::{Place, device_json};
 pub use judge::{Verdict, glance, judge, probe_oids};
 pub use merge::{lacks, merge};

@@ -135,7 +135,11 @@ pub(super) async fn explore(
             let (snmp, credentials) = (snmp.clone(), options.credentials.clone());
             let peer = SocketAddr::new(router, options.port);
             reads.spawn(async move {
-                (router, device::read_router(&snmp, peer, &credentials, std::future::ready(true)).await)
+                (
+                    router,
+                    device::read_router(&snmp, peer, &credentials, std::future::ready(device::Leave::Try))
+                        .await,
+                )
             });
         }
         let Some(done) = reads.join_next().await else { break };
@@ -152,7 +156,7 @@ pub(super) async fn explore(
                 remark(tell, format!("{router}: user {user}: {reason}")).await;
                 exploration.handle_view(router, None);
             }
-            RouterAnswer::Silent => {
+            RouterAnswer::Silent | RouterAnswer::Left(_) => {
                 remark(tell, format!("router {router} does not tell its tables")).await;
                 exploration.handle_view(router, None);
             }
