@@ -40,8 +40,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const BY: &str = "operator";
 
 /// What `quire remove` says in the end.
-const AFTER_REMOVAL: &str = "Where somebody else may have its disk: `quire rotate key`, then `quire rotate ca`, then other \
-    credentials on the devices and in the settings.";
+const AFTER_REMOVAL: &str = "Where somebody else may have its disk: look at `quire token list`, then `quire rotate key`, \
+    then `quire rotate ca`, then other credentials on the devices and in the settings.";
 
 /// Registers the cluster at a Web Admin by address, code and pin, and answers the site's name. Done by
 /// `upstream`, which this room does not know.
