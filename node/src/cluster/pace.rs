@@ -219,25 +219,25 @@ mod tests {
     #[tokio::test]
     async fn what_has_begun_ends_by_the_pace_in_force_and_tasks_inherit_it() {
         let (pace, unit) = (Pace::default(), Duration::from_millis(100));
-        pace.set(4 * UNKNOWN_MS);
+        pace.set(UNKNOWN_MS * 3 / 2);
         let began = Moment::now();
         let other = pace.clone();
         let inside = async move {
-            assert_eq!(lasts(unit), 4 * unit);
-            let later = Moment(began.0 + 8 * unit);
-            assert_eq!(later - began, 2 * unit);
-            let expired = move || later > began + 4 * unit;
+            assert_eq!(lasts(unit), unit * 3 / 2);
+            let later = Moment(began.0 + 6 * unit);
+            assert_eq!(later - began, 4 * unit);
+            let expired = move || later > began + 5 * unit;
             let task = Paced::spawn(async move {
                 let before = expired();
                 other.set(UNKNOWN_MS);
-                assert_eq!((expired(), lasts(unit)), (before, 4 * unit), "one poll sees one pace");
+                assert_eq!((expired(), lasts(unit)), (before, unit * 3 / 2), "one poll sees one pace");
                 tokio::task::yield_now().await;
                 (before, expired(), lasts(unit))
             });
             task.await.unwrap()
         };
         assert_eq!(pace.keep(inside).await, (false, true, unit), "a lease that began at another pace");
-        pace.set(4 * UNKNOWN_MS);
+        pace.set(UNKNOWN_MS * 3 / 2);
         assert_eq!(lasts(unit), unit, "elsewhere no pace counts");
         pace.set(0);
         assert_eq!((pace.beat_ms(), pace.beats(3)), (UNKNOWN_MS, 3 * unit));
