@@ -252,7 +252,7 @@ pub(crate) fn reseal(
     Ok(Answer::Done(true))
 }
 
-pub(crate) fn begin_ca(tables: &mut Overlay<'_>, at_ms: u64, begin: &BeginCa) -> Result<Answer, Fault> {
+pub(crate) fn begin_ca(tables: &mut Overlay<'_>, begin: &BeginCa) -> Result<Answer, Fault> {
     if let Some(refused) = claims(tables, begin.claim)? {
         return Ok(refused);
     }
@@ -267,7 +267,6 @@ pub(crate) fn begin_ca(tables: &mut Overlay<'_>, at_ms: u64, begin: &BeginCa) ->
     ca.private_key_sealed.clone_from(&begin.private_key_sealed);
     ca.cross_der.clone_from(&begin.cross_der);
     ca.certificate_sha256.clone_from(&begin.certificate_sha256);
-    ca.begun_at_ms = at_ms;
     put(tables, &row);
     Ok(Answer::Done(true))
 }

@@ -43,11 +43,12 @@ pub fn apply(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<
 
 fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answer, Fault> {
     let at_ms = command.at_ms;
+    // The proposer's calendar may be ahead; what others are bound by is the leader's time.
+    let led_at_ms = if command.led_at_ms == 0 { at_ms } else { command.led_at_ms };
     Ok(match &command.kind {
         Some(Kind::Bootstrap(bootstrap)) => self::bootstrap(tables, bootstrap)?,
         Some(Kind::Record(record)) => {
-            let now = if command.led_at_ms == 0 { at_ms } else { command.led_at_ms };
-            Answer::RecordedThrough(record::apply(tables, index, now, record)?)
+            Answer::RecordedThrough(record::apply(tables, index, led_at_ms, record)?)
         }
         Some(Kind::Plan(plan)) => self::plan(tables, index, at_ms, plan)?,
         Some(Kind::Claim(claim)) => self::claim(tables, index, at_ms, claim)?,
@@ -79,11 +80,11 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Alert(alert)) => alert::apply(tables, index, at_ms, alert)?,
         Some(Kind::AlertsTold(told)) => alert::told(tables, at_ms, told)?,
         Some(Kind::ReportCosts(report)) => cost::apply(tables, report)?,
-        Some(Kind::RouterTrial(trial)) => found::trial(tables, at_ms, trial)?,
+        Some(Kind::RouterTrial(trial)) => found::trial(tables, led_at_ms, trial)?,
         Some(Kind::Rotate(rotate)) => rotation::ask(tables, index, at_ms, rotate)?,
         Some(Kind::BeginKey(begin)) => rotation::begin_key(tables, at_ms, begin)?,
         Some(Kind::Reseal(reseal)) => rotation::reseal(tables, index, at_ms, reseal)?,
-        Some(Kind::BeginCa(begin)) => rotation::begin_ca(tables, at_ms, begin)?,
+        Some(Kind::BeginCa(begin)) => rotation::begin_ca(tables, begin)?,
         Some(Kind::FinishCa(finish)) => rotation::finish_ca(tables, index, at_ms, finish)?,
         // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),

@@ -30,7 +30,7 @@ pub const FLOOR_MS: u64 = 100;
 /// `doctor` says so.
 pub const CEILING_MS: u64 = 150;
 /// As long as nothing is measured.
-pub const UNKNOWN_MS: u64 = 100;
+pub const UNKNOWN_MS: u64 = FLOOR_MS;
 
 /// Timeouts in beats: the shortest and the longest that is drawn; a lease is as long as the latter.
 pub const ELECTION_BEATS: (u64, u64) = (4, 8);
@@ -46,6 +46,20 @@ const CALM_MS: u64 = 60_000;
 pub fn silent_ms(beat_ms: u64) -> u64 {
     beat_ms * 2 * ELECTION_BEATS.1
 }
+
+/// One candidate's turn, milliseconds: a round trip and a synced write of each vote, at the beat that these ask for.
+pub fn turn_ms(beat_ms: u64) -> u64 {
+    beat_ms * 6 / 5
+}
+
+/// How lately who takes the leadership over must have been heard, milliseconds: five heartbeats. Taking it over takes as
+/// long at most, its election included; then another is tried.
+pub fn succession_ms(beat_ms: u64) -> u64 {
+    5 * beat_ms
+}
+
+/// A peer that acknowledged nothing for so long is dead for planning, milliseconds: ten heartbeats of the slowest pace.
+pub const SILENT_MS: u64 = 10 * CEILING_MS;
 
 /// What the beat should be.
 pub fn beat_ms(fsync_us: u64, rtt_us: u64) -> u64 {
@@ -194,8 +208,7 @@ impl Measures {
         heard.push(own);
         let slowest = heard.iter().map(|node| node.fsync_us).max().unwrap_or(0);
         let longest = heard.iter().map(|node| node.rtt_us).max().unwrap_or(0);
-        let least = if heard.iter().any(|node| node.fsync_us == 0) { UNKNOWN_MS } else { FLOOR_MS };
-        Some(beat_ms(slowest, longest).max(least))
+        Some(beat_ms(slowest, longest))
     }
 }
 

@@ -163,7 +163,7 @@ fn put_router(
 
 /// Notes that SNMPv3 users are about to be tried at a router: only whoever has this committed may try them, so each is
 /// tried once in a round, whichever nodes die meanwhile.
-pub(crate) fn trial(tables: &mut Overlay<'_>, at_ms: u64, trial: &RouterTrial) -> Result<Answer, Fault> {
+pub(crate) fn trial(tables: &mut Overlay<'_>, led_at_ms: u64, trial: &RouterTrial) -> Result<Answer, Fault> {
     let Some(member) = rows::member(tables, NodeId(trial.node))? else {
         return Ok(refuse(format!("node {} is not a member", trial.node)));
     };
@@ -178,7 +178,7 @@ pub(crate) fn trial(tables: &mut Overlay<'_>, at_ms: u64, trial: &RouterTrial) -
     let new = RouterRow { zone: member.zone, address: trial.address.clone(), ..RouterRow::default() };
     let row = before.unwrap_or(new);
     // A round of a calendar that is ahead must not stand for all until then.
-    let round_ms = trial.round_ms.min(at_ms);
+    let round_ms = trial.round_ms.min(led_at_ms);
     if row.tried_round_ms >= round_ms && row.tried_under == trial.settings_index {
         return Ok(refuse(format!("the users were tried at router {} in this round", trial.address)));
     }

@@ -268,4 +268,10 @@ fn users_are_tried_at_a_router_by_one_node_of_the_zone_in_a_round() {
     assert!(matches!(world.apply(trial(2, 50, 0)), Answer::Rejected(_)), "its answer does not change that");
     assert_eq!(world.apply(trial(2, 60, 0)), Answer::Done(true), "in the next round");
     assert!(matches!(world.apply(trial(9, 70, 0)), Answer::Rejected(_)), "who is no member tries nobody");
+    assert_eq!(world.apply(trial(1, u64::MAX, 0)), Answer::Done(true));
+    assert_eq!(
+        world.apply(trial(2, u64::MAX, 0)),
+        Answer::Done(true),
+        "a calendar that is ahead holds up nobody"
+    );
 }

@@ -44,7 +44,7 @@ pub(crate) const MESSAGE_OCTETS: usize = 16 << 20;
 const CONNECT: Duration = Duration::from_secs(2);
 /// A batch of entries waits for the peer's disk, not only for its processor.
 const APPEND: Duration = Duration::from_secs(5);
-/// How late an answer may be and still be measured: at 20 heartbeats a second, 100 wait for a silent host at most.
+/// How late an answer may be and still be measured: at 10 heartbeats a second, 50 wait for a silent host at most.
 const LATE: Duration = Duration::from_secs(5);
 
 type RpcResult<T> = Result<T, RPCError<Types>>;

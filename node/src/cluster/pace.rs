@@ -54,11 +54,6 @@ impl Pace {
         self.0.store(heard_ms(beat_ms), Ordering::Relaxed);
     }
 
-    /// So many beats.
-    pub(crate) fn beats(&self, beats: u64) -> Duration {
-        Duration::from_millis(beats * self.beat_ms())
-    }
-
     /// Runs what starts a Raft at this pace.
     pub(crate) async fn keep<T>(&self, start: impl Future<Output = T>) -> T {
         let mut start = std::pin::pin!(start);
@@ -240,7 +235,7 @@ mod tests {
         pace.set(UNKNOWN_MS * 3 / 2);
         assert_eq!(lasts(unit), unit, "elsewhere no pace counts");
         pace.set(0);
-        assert_eq!((pace.beat_ms(), pace.beats(3)), (UNKNOWN_MS, 3 * unit));
+        assert_eq!(pace.beat_ms(), UNKNOWN_MS);
     }
 
     #[tokio::test]

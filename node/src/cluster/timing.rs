@@ -17,18 +17,6 @@ use crate::clock;
 
 /// Between two looks; the beat at most doubles with each.
 const LOOK: Duration = Duration::from_secs(1);
-/// A candidate's turn at the least: two round trips and two synced writes of a healthy LAN.
-const TURN: Duration = Duration::from_millis(60);
-
-/// Whoever acknowledged within so many heartbeats can take the leadership over, which takes as long at most, its election
-/// included; then another is tried.
-const SUCCESSOR_BEATS: u64 = 5;
-/// But not less, however short heartbeats are.
-const SUCCESSOR: Duration = Duration::from_millis(500);
-/// A peer that acknowledged nothing for so long, or for so many heartbeats, is dead for planning.
-const SILENT: Duration = Duration::from_millis(1_500);
-const SILENT_BEATS: u64 = 4;
-
 /// What is measured on one node, and the pace that follows; clones share it.
 #[derive(Clone)]
 pub(crate) struct Timing {
@@ -85,19 +73,14 @@ impl Timing {
         if node == me { self.measures().own(now) } else { self.measures().of(node, now) }
     }
 
-    /// One candidate's turn: two round trips and two synced writes at this pace.
+    /// One candidate's turn.
     pub(crate) fn turn(&self) -> Duration {
-        TURN.max(self.pace.beats(2) * 3 / 5)
+        Duration::from_millis(timing::turn_ms(self.pace.beat_ms()))
     }
 
     /// How lately who takes the leadership over must have been heard, and how long that takes at most.
     pub(crate) fn succession(&self) -> Duration {
-        SUCCESSOR.max(self.pace.beats(SUCCESSOR_BEATS))
-    }
-
-    /// How long a peer may acknowledge nothing before it counts as dead.
-    pub(crate) fn patience(&self) -> Duration {
-        SILENT.max(self.pace.beats(SILENT_BEATS))
+        Duration::from_millis(timing::succession_ms(self.pace.beat_ms()))
     }
 
     /// Keeps the pace until aborted, and keeps it in mind for the next start.

@@ -183,7 +183,7 @@ fn quorum(standing: &Standing, members: &[Member]) -> Finding {
     }
 }
 
-/// Whether a silent host is replaced within a second, and what holds it up.
+/// How soon a silent host is replaced, and what holds that up.
 fn timing(beat_ms: u64, own: Measured) -> Finding {
     const CHECK: &str = "timing";
     let disk = match own.fsync_us {
@@ -196,7 +196,7 @@ fn timing(beat_ms: u64, own: Measured) -> Finding {
     let alone = beat_of(own.fsync_us, 0);
     if own.fsync_us > 0 && alone > UNKNOWN_MS {
         let fix = format!(
-            "put the data directory on a disk that syncs within 80 ms, or what else writes there elsewhere: this one alone \
+            "put the data directory on a disk that syncs within 160 ms, or what else writes there elsewhere: this one alone \
              makes the cluster wait up to {} ms",
             silent_ms(alone)
         );

@@ -55,7 +55,7 @@ type Change = fn(&mut History);
 #[test]
 fn a_quiet_history_passes_and_each_doctored_one_fails() {
     all(&quiet()).unwrap();
-    let doctored: [(&str, Change); 13] = [
+    let doctored: [(&str, Change); 14] = [
         ("claim 3", |history| history.events.push(event(9, "n3", status(4, 3, "n2")))),
         ("under epoch 7", |history| history.events.push(event(9, "n3", unit("n3", 7)))),
         ("goes back", |history| history.events.push(event(9, "n1", status(4, 3, "n1")))),
@@ -71,6 +71,7 @@ fn a_quiet_history_passes_and_each_doctored_one_fails() {
         }),
         ("is all", |history| history.asked.extend((0..10).map(|n| asked(n * 100, 0)))),
         ("SET", |history| history.devices.sets = 1),
+        ("neither questions", |history| history.devices.foreign = 1),
     ];
     for (said, change) in doctored {
         let mut history = quiet();

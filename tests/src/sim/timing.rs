@@ -4,16 +4,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quire_coordinator::timing::{Measures, Pacemaker, silent_ms};
+use quire_coordinator::timing::{self, Measures, Pacemaker, silent_ms};
 use quire_proto::id::{Millis, NodeId};
 
 use super::node::Node;
 use super::runtime::{current, lock, sleep_ms, steady};
 
 const LOOK_MS: u64 = 1_000;
-const TURN_MS: u64 = 60;
-const SUCCESSOR_MS: u64 = 500;
-const SILENT_MS: u64 = 1_500;
 
 /// What one process measured; clones share it.
 #[derive(Clone, Default)]
@@ -25,7 +22,7 @@ fn now() -> Millis {
 
 /// The heartbeat in force in the process that asks, milliseconds.
 pub fn beat_ms() -> u64 {
-    current().map_or(quire_coordinator::timing::UNKNOWN_MS, |process| process.beat_ms())
+    current().map_or(timing::UNKNOWN_MS, |process| process.beat_ms())
 }
 
 /// The longest silence of a dead host.
@@ -35,17 +32,17 @@ pub fn silence() -> Duration {
 
 /// One candidate's turn, milliseconds.
 pub fn turn_ms() -> u64 {
-    TURN_MS.max(beat_ms() * 6 / 5)
+    timing::turn_ms(beat_ms())
 }
 
 /// How lately who takes the leadership over must have been heard.
 pub fn succession() -> Duration {
-    Duration::from_millis(SUCCESSOR_MS.max(5 * beat_ms()))
+    Duration::from_millis(timing::succession_ms(beat_ms()))
 }
 
 /// How long a peer may acknowledge nothing before it counts as dead.
 pub fn patience() -> Duration {
-    Duration::from_millis(SILENT_MS.max(4 * beat_ms()))
+    Duration::from_millis(timing::SILENT_MS)
 }
 
 impl Timing {
