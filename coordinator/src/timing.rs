@@ -5,12 +5,13 @@
 //! voters, its heartbeats carry it, and their answers bring the measurements. Openraft lets neither be changed while it
 //! runs, so the shell stretches its clock instead (`node/src/cluster/pace.rs`).
 //!
-//! The arithmetic, with `R` and `F` for what 99 of 100 answers and 99 of 100 synced writes take, and a quarter on top for
-//! what measuring rounds off:
-//! - An answer to a heartbeat must be back before the next one, or openraft gives it up: `beat >= R`. One that waits for
-//!   the follower's disk may be given up, for the lease is eight beats.
-//! - A vote needs two round trips and two synced writes; drawn timeouts lie four beats apart, so that candidates seldom
-//!   tie: `4 beats >= 2 (R + F)`. Openraft waits three beats for a vote, which is one of each, and has it then.
+//! The arithmetic, with a quarter on top for what measuring rounds off:
+//! - An answer to a heartbeat must be back before the next one, or openraft gives it up: a beat is as long as nine of ten
+//!   answers take. One that waits for the follower's disk, or for a host that stood still, may be given up, for the lease is
+//!   eight beats. (By 99 of 100 three pauses made a minute's beat of 0.5 s, and the next silence lasted 6 s.)
+//! - A vote needs two round trips and two synced writes, `R` and `F` for 99 of 100; drawn timeouts lie four beats apart, so
+//!   that candidates seldom tie: `4 beats >= 2 (R + F)`. Openraft waits three beats for a vote, which is one of each, and has
+//!   it then. A tie costs a second election, so for votes the beat is made longer up to a bound only ([`VOTE_MS`]).
 //! - A follower elects after lease and timeout, 12 to 16 beats of silence: eleven heartbeats in a row must be lost. A leader
 //!   whose answers are all late for eight beats stops by itself.
 //!
@@ -25,10 +26,11 @@ use quire_proto::id::{Millis, NodeId};
 /// answers that take longer than a beat, and a leader that had none for eight beats falls silent itself; six busy loops
 /// beside three nodes on two cores did not upset this, and take some 100 ms away from a process at once.
 pub const FLOOR_MS: u64 = 100;
-/// At most 2.4 s of silence. A host that was stopped for a while measures its own pause as a slow disk and a long way: with
-/// a ceiling of 500 ms the next silence was waited for 6 s (measured). With worse disks elections may be needless, and
-/// `doctor` says so.
-pub const CEILING_MS: u64 = 150;
+/// For the sake of votes, which wait for disks, the beat is never longer: 2.4 s of silence. Slower disks do not make
+/// elections, they make them last longer, and `doctor` says so.
+pub const VOTE_MS: u64 = 150;
+/// Of ways on which an answer takes half a second: 8 s of silence.
+pub const CEILING_MS: u64 = 500;
 /// As long as nothing is measured.
 pub const UNKNOWN_MS: u64 = FLOOR_MS;
 
@@ -58,14 +60,32 @@ pub fn succession_ms(beat_ms: u64) -> u64 {
     5 * beat_ms
 }
 
-/// A peer that acknowledged nothing for so long is dead for planning, milliseconds: ten heartbeats of the slowest pace.
-pub const SILENT_MS: u64 = 10 * CEILING_MS;
+/// A peer that acknowledged nothing for so long is dead for planning, milliseconds: fifteen heartbeats, about as long as a
+/// silent leader is waited for.
+pub fn absent_ms(beat_ms: u64) -> u64 {
+    15 * beat_ms
+}
 
-/// What the beat should be.
-pub fn beat_ms(fsync_us: u64, rtt_us: u64) -> u64 {
-    let vote = fsync_us.saturating_add(rtt_us) / 2;
-    let least = vote.max(rtt_us);
-    (least.saturating_mul(5) / 4).div_ceil(1_000).clamp(FLOOR_MS, CEILING_MS)
+/// What the beat should be, where 99 of 100 synced writes take `fsync_us` and answers take `way`.
+pub fn beat_ms(fsync_us: u64, way: Way) -> u64 {
+    let with_margin = |us: u64| (us.saturating_mul(5) / 4).div_ceil(1_000);
+    let vote = with_margin(fsync_us.saturating_add(way.p99_us) / 2).min(VOTE_MS);
+    vote.max(with_margin(way.p90_us)).clamp(FLOOR_MS, CEILING_MS)
+}
+
+/// How long the answers of a peer take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Nine of ten take no longer, microseconds.
+    pub p90_us: u64,
+    /// 99 of 100 take no longer, microseconds.
+    pub p99_us: u64,
+}
+
+impl Way {
+    fn longest(self, other: Way) -> Way {
+        Way { p90_us: self.p90_us.max(other.p90_us), p99_us: self.p99_us.max(other.p99_us) }
+    }
 }
 
 /// A beat that somebody said, within bounds; 0 (of an older release) is [`UNKNOWN_MS`].
@@ -123,8 +143,8 @@ impl Latencies {
         self.since = now;
     }
 
-    /// What 99 of 100 did not exceed, microseconds, rounded up by a quarter at most; `None` where too few are known.
-    pub fn p99_us(&mut self, now: Millis) -> Option<u64> {
+    /// What `percent` of 100 did not exceed, microseconds, rounded up by a quarter at most; `None` where too few are known.
+    pub fn percentile_us(&mut self, percent: u64, now: Millis) -> Option<u64> {
         self.turn(now);
         let counts =
             self.lately.iter().zip(&self.before).map(|(one, other)| u64::from(*one) + u64::from(*other));
@@ -132,7 +152,7 @@ impl Latencies {
         if all < u64::from(ENOUGH) {
             return None;
         }
-        let mut above = all / 100;
+        let mut above = all * (100 - percent.min(100)) / 100;
         let slowest = counts.enumerate().collect::<Vec<_>>().into_iter().rev().find(|(_, count)| {
             let found = *count > above;
             above = above.saturating_sub(*count);
@@ -187,28 +207,31 @@ impl Measures {
 
     /// This node's own.
     pub fn own(&mut self, now: Millis) -> Measured {
-        Measured { fsync_us: self.fsync.p99_us(now).unwrap_or(0), rtt_us: 0 }
+        Measured { fsync_us: self.fsync.percentile_us(99, now).unwrap_or(0), rtt_us: 0 }
     }
 
     /// Of a peer.
     pub fn of(&mut self, peer: NodeId, now: Millis) -> Measured {
-        let Some(peer) = self.peers.get_mut(&peer) else { return Measured::default() };
-        Measured { fsync_us: peer.fsync_us, rtt_us: peer.rtt.p99_us(now).unwrap_or(0) }
+        let rtt_us = self.way(peer, now).map_or(0, |way| way.p99_us);
+        Measured { fsync_us: self.peers.get(&peer).map_or(0, |peer| peer.fsync_us), rtt_us }
+    }
+
+    fn way(&mut self, peer: NodeId, now: Millis) -> Option<Way> {
+        let rtt = &mut self.peers.get_mut(&peer)?.rtt;
+        Some(Way { p90_us: rtt.percentile_us(90, now)?, p99_us: rtt.percentile_us(99, now)? })
     }
 
     /// The beat for these peers and this node: the slowest disk and the longest way; peers that answer nobody don't
     /// count. `None` where nothing is known.
     pub fn wanted_ms(&mut self, peers: impl IntoIterator<Item = NodeId>, now: Millis) -> Option<u64> {
-        let own = self.own(now);
-        let mut heard: Vec<Measured> = peers.into_iter().map(|peer| self.of(peer, now)).collect();
-        heard.retain(|peer| peer.rtt_us > 0);
-        if own.fsync_us == 0 && heard.is_empty() {
-            return None;
+        let mut slowest = self.own(now).fsync_us;
+        let mut longest: Option<Way> = None;
+        for peer in peers {
+            let Some(way) = self.way(peer, now) else { continue };
+            longest = Some(way.longest(longest.unwrap_or_default()));
+            slowest = slowest.max(self.of(peer, now).fsync_us);
         }
-        heard.push(own);
-        let slowest = heard.iter().map(|node| node.fsync_us).max().unwrap_or(0);
-        let longest = heard.iter().map(|node| node.rtt_us).max().unwrap_or(0);
-        Some(beat_ms(slowest, longest))
+        (slowest > 0 || longest.is_some()).then(|| beat_ms(slowest, longest.unwrap_or_default()))
     }
 }
 
@@ -267,10 +290,14 @@ mod tests {
 
     #[test]
     fn a_healthy_lan_gives_a_silent_host_up_soon_and_a_slow_disk_gets_its_time() {
-        assert_eq!(beat_ms(8_000, 2_000), FLOOR_MS);
-        assert!(silent_ms(FLOOR_MS) < 2_000);
-        assert_eq!((beat_ms(200_000, 10_000), beat_ms(10_000, 200_000)), (132, CEILING_MS));
-        assert_eq!(beat_ms(3_000_000, 0), CEILING_MS);
+        let always = |us| Way { p90_us: us, p99_us: us };
+        assert_eq!(beat_ms(8_000, always(2_000)), FLOOR_MS);
+        assert!(silent_ms(FLOOR_MS) < 2_000 && silent_ms(VOTE_MS) < 2_500);
+        assert_eq!((beat_ms(200_000, always(10_000)), beat_ms(10_000, always(200_000))), (132, 250));
+        assert_eq!(
+            (beat_ms(3_000_000, Way::default()), beat_ms(0, always(3_000_000))),
+            (VOTE_MS, CEILING_MS)
+        );
         assert_eq!((heard_ms(0), heard_ms(1), heard_ms(u64::MAX)), (UNKNOWN_MS, FLOOR_MS, CEILING_MS));
     }
 
@@ -280,11 +307,11 @@ mod tests {
         for n in 0..200 {
             latencies.handle(if n % 100 == 0 { ms(900) } else { ms(3) }, Millis(n));
         }
-        let p99 = latencies.p99_us(Millis(200)).unwrap();
+        let p99 = latencies.percentile_us(99, Millis(200)).unwrap();
         assert!((3_000..=3_750).contains(&p99), "{p99}");
         (0..8).for_each(|_| latencies.handle(ms(900), Millis(300)));
-        assert!(latencies.p99_us(Millis(400)).unwrap() >= 900_000);
-        assert_eq!(latencies.p99_us(Millis(400 + 2 * WINDOW_MS)), None);
+        assert!(latencies.percentile_us(99, Millis(400)).unwrap() >= 900_000);
+        assert_eq!(latencies.percentile_us(99, Millis(400 + 2 * WINDOW_MS)), None);
     }
 
     #[test]
@@ -300,7 +327,7 @@ mod tests {
         measures.handle_report(NodeId(2), 2_000);
         assert_eq!(measures.wanted_ms([NodeId(2)], now), Some(FLOOR_MS));
         measures.handle_report(NodeId(3), 400_000);
-        assert!(measures.wanted_ms([NodeId(2), NodeId(3)], now).unwrap() == CEILING_MS);
+        assert_eq!(measures.wanted_ms([NodeId(2), NodeId(3)], now), Some(VOTE_MS));
         assert_eq!(
             measures.wanted_ms([NodeId(2), NodeId(9)], now),
             Some(FLOOR_MS),
@@ -310,13 +337,30 @@ mod tests {
         assert_eq!(measures.of(NodeId(3), now), Measured::default());
     }
 
+    /// A host that is stopped answers late to what waits for it then, and finds its own writes late when it goes on.
+    #[test]
+    fn hosts_that_stood_still_do_not_make_the_next_silence_longer_than_votes_may() {
+        let (mut measures, now) = (Measures::default(), Millis(1));
+        for n in 0..100 {
+            let took = if n % 11 == 0 { ms(5_000) } else { ms(1) };
+            measures.handle_fsync(took, now);
+            measures.handle_answer(NodeId(2), took, now);
+        }
+        measures.handle_report(NodeId(2), 5_000_000);
+        assert_eq!(measures.wanted_ms([NodeId(2)], now), Some(VOTE_MS));
+        (0..20).for_each(|_| measures.handle_answer(NodeId(2), ms(200), now));
+        assert!(measures.wanted_ms([NodeId(2)], now).unwrap() > VOTE_MS, "a way that is usually long");
+    }
+
     #[test]
     fn the_beat_rises_in_steps_and_falls_after_calm() {
         let mut pacemaker = Pacemaker::new(0);
-        pacemaker.handle_wanted(Some(CEILING_MS), Millis(0));
-        assert_eq!(pacemaker.beat_ms(), CEILING_MS);
+        for expected in [2 * FLOOR_MS, 4 * FLOOR_MS, CEILING_MS] {
+            pacemaker.handle_wanted(Some(CEILING_MS), Millis(0));
+            assert_eq!(pacemaker.beat_ms(), expected);
+        }
         let mut now = 10;
-        for expected in [CEILING_MS, FLOOR_MS, FLOOR_MS] {
+        for expected in [CEILING_MS, CEILING_MS / 2, CEILING_MS / 4, FLOOR_MS] {
             pacemaker.handle_wanted(Some(FLOOR_MS), Millis(now));
             assert_eq!(pacemaker.beat_ms(), expected, "at {now}");
             now += CALM_MS;
@@ -331,21 +375,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn more_waiting_is_never_a_shorter_beat(fsync in 0u64..5_000_000, rtt in 0u64..5_000_000, more in 0u64..1_000_000) {
-            let beat = beat_ms(fsync, rtt);
+        fn more_waiting_is_never_a_shorter_beat(fsync in 0u64..5_000_000, usual in 0u64..5_000_000, more in 0u64..1_000_000) {
+            let way = Way { p90_us: usual, p99_us: usual + more };
+            let beat = beat_ms(fsync, way);
             prop_assert!((FLOOR_MS..=CEILING_MS).contains(&beat));
-            prop_assert!(beat_ms(fsync + more, rtt) >= beat && beat_ms(fsync, rtt + more) >= beat);
-            prop_assert!(beat == CEILING_MS || beat * 1_000 >= rtt, "an answer fits into a beat");
-            prop_assert!(beat == CEILING_MS || 3 * beat * 1_000 >= fsync + rtt, "a vote fits into its patience");
+            let longer = |p90_us, p99_us| beat_ms(fsync, Way { p90_us, p99_us });
+            prop_assert!(beat_ms(fsync + more, way) >= beat && longer(usual + more, usual + more) >= beat);
+            prop_assert!(longer(usual, usual) <= beat);
+            prop_assert!(beat == CEILING_MS || beat * 1_000 >= usual, "an answer fits into a beat");
+            let vote = fsync + way.p99_us;
+            prop_assert!(beat >= VOTE_MS || 3 * beat * 1_000 >= vote, "a vote fits into its patience");
             let spread = beat * (ELECTION_BEATS.1 - ELECTION_BEATS.0);
-            prop_assert!(beat == CEILING_MS || spread * 1_000 >= 2 * (fsync + rtt), "a vote fits between two draws");
+            prop_assert!(beat >= VOTE_MS || spread * 1_000 >= 2 * vote, "a vote fits between two draws");
         }
 
         #[test]
         fn what_is_told_is_what_was_put_in_rounded_up_by_a_quarter_at_most(us in 64u64..50_000_000) {
             let mut latencies = Latencies::default();
             (0..ENOUGH).for_each(|_| latencies.handle(Duration::from_micros(us), Millis(0)));
-            let p99 = latencies.p99_us(Millis(0)).unwrap();
+            let p99 = latencies.percentile_us(99, Millis(0)).unwrap();
             prop_assert!(p99 >= us && p99 <= us + us / 4 + 1, "{us} became {p99}");
         }
 

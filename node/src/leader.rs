@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use quire_coordinator::claim::Claim as ClaimCore;
 use quire_coordinator::membership::{self, MemberView, MembersView, MembershipChange};
 use quire_coordinator::planner::{self, Change, NodeView, PlanView};
-use quire_coordinator::timing::{Measured, SILENT_MS};
+use quire_coordinator::timing::{Measured, absent_ms};
 use quire_coordinator::{rows, upgrade};
 use quire_proto::id::{Epoch, Millis, NodeId};
 use quire_proto::store::command::Kind;
@@ -223,7 +223,7 @@ impl Leader {
     fn alive(&self, members: &[Member]) -> BTreeSet<NodeId> {
         let (heard, gone) = (self.cluster.heard(), self.cluster.gone());
         let led = self.leading.map_or(Duration::ZERO, |(_, since)| clock::steady() - since);
-        let patience = Duration::from_millis(SILENT_MS);
+        let patience = Duration::from_millis(absent_ms(self.cluster.timing().pace.beat_ms()));
         let lives = |id: &NodeId| {
             let silent = heard.get(id).copied();
             let back = |gone: &Duration| silent.is_some_and(|silent| silent < *gone);

@@ -17,6 +17,7 @@ use crate::clock;
 
 /// Between two looks; the beat at most doubles with each.
 const LOOK: Duration = Duration::from_secs(1);
+
 /// What is measured on one node, and the pace that follows; clones share it.
 #[derive(Clone)]
 pub(crate) struct Timing {

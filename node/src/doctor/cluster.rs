@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
-use quire_coordinator::timing::{CEILING_MS, Measured, UNKNOWN_MS, beat_ms as beat_of, silent_ms};
+use quire_coordinator::timing::{Measured, UNKNOWN_MS, VOTE_MS, Way, beat_ms as beat_of, silent_ms};
 use quire_proto::id::ANY_ZONE;
 use quire_proto::store::{Heard, Link, Member, Meta, ReachRow, UnitRow};
 
@@ -193,7 +193,7 @@ fn timing(beat_ms: u64, own: Measured) -> Finding {
     let silence = silent_ms(beat_ms);
     let what =
         format!("heartbeats every {beat_ms} ms, a silent host is given up within {silence} ms; {disk}");
-    let alone = beat_of(own.fsync_us, 0);
+    let alone = beat_of(own.fsync_us, Way::default());
     if own.fsync_us > 0 && alone > UNKNOWN_MS {
         let fix = format!(
             "put the data directory on a disk that syncs within 160 ms, or what else writes there elsewhere: this one alone \
@@ -201,7 +201,7 @@ fn timing(beat_ms: u64, own: Measured) -> Finding {
             silent_ms(alone)
         );
         return match alone {
-            CEILING_MS => Finding::problem(CHECK, what, fix),
+            VOTE_MS => Finding::problem(CHECK, what, fix),
             _ => Finding::note(CHECK, what, fix),
         };
     }

@@ -1,5 +1,5 @@
-//! Whether Raft's pace follows disks: no election while they are slow, and a silent leader is replaced within a second
-//! once they are quick.
+//! Whether Raft's pace follows disks: no election while they are slow, and a silent leader is replaced within two
+//! seconds once they are quick.
 
 use std::time::Duration;
 

@@ -42,7 +42,7 @@ pub fn succession() -> Duration {
 
 /// How long a peer may acknowledge nothing before it counts as dead.
 pub fn patience() -> Duration {
-    Duration::from_millis(timing::SILENT_MS)
+    Duration::from_millis(timing::absent_ms(beat_ms()))
 }
 
 impl Timing {
