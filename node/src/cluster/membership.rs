@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quire_coordinator::rotation;
 use quire_coordinator::tables::{ReadExt, Table};
+use quire_coordinator::{rotation, upgrade};
 use quire_proto::cluster::door_client::DoorClient;
 use quire_proto::cluster::door_server::Door;
 use quire_proto::cluster::{JoinReply, JoinRequest};
@@ -84,6 +84,13 @@ impl Doorkeeper {
         Ok((meta, rotation::row(&view).map_err(|fault| Status::internal(fault.to_string()))?))
     }
 
+    /// Members know each other by their keys from the entry on that makes them members; what the certificate says besides,
+    /// the member corrects itself. Older programs would lose it from the row.
+    fn known_by(&self, certificate: Vec<u8>) -> Result<Bytes, Status> {
+        let (meta, _) = self.tables()?;
+        Ok(if meta.cluster_version < upgrade::ROTATION { Bytes::new() } else { certificate.into() })
+    }
+
     /// The member that an earlier try of the same join made, if its answer was lost: while the token counts, and for the
     /// same key. A used token opens nothing to anybody else.
     fn made_before(&self, request: &JoinRequest, public_key: &[u8]) -> Option<u64> {
@@ -97,7 +104,8 @@ impl Doorkeeper {
         (same && clock::now().0 < token.expires_at_ms).then_some(member.id)
     }
 
-    async fn admit(&self, request: &JoinRequest, public_key: &[u8]) -> Result<u64, Status> {
+    async fn admit(&self, request: &JoinRequest, certificate: Vec<u8>) -> Result<u64, Status> {
+        let public_key = tls::said_of(&certificate).map(|(said, _)| said.public_key).unwrap_or_default();
         let join = Join {
             token_id: request.token_id.clone(),
             token_secret_sha256: Bytes::copy_from_slice(&tls::pin(&request.token_secret)),
@@ -110,6 +118,7 @@ impl Doorkeeper {
                 witness: request.witness,
                 incarnation: request.incarnation.clone(),
                 upstream_csr_der: request.upstream_csr_der.clone(),
+                certificate_der: self.known_by(certificate)?,
                 ..Member::default()
             }),
         };
@@ -117,7 +126,7 @@ impl Doorkeeper {
             Ok(Outcome { result: Some(outcome::Result::Node(node)), .. }) => Ok(node),
             Ok(_) => Err(Status::internal("the join has an outcome that is no node id")),
             Err(ProposeError::Rejected(why)) => {
-                self.made_before(request, public_key).ok_or_else(|| Status::permission_denied(why))
+                self.made_before(request, &public_key).ok_or_else(|| Status::permission_denied(why))
             }
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
@@ -162,8 +171,7 @@ impl Door for Doorkeeper {
         let (meta, row) = self.tables()?;
         // Tried before the token is spent: a malformed request must not cost the operator a token.
         let tried = self.certify((&meta, &row), 0, &request.csr_der)?;
-        let public_key = tls::said_of(&tried).map(|(said, _)| said.public_key).unwrap_or_default();
-        let node = self.admit(&request, &public_key).await?;
+        let node = self.admit(&request, tried).await?;
         tracing::info!(node, name = request.name, "a node joined");
         // A change of the CA may have come before it, and the old one may count no longer.
         let (meta, row) = self.tables()?;

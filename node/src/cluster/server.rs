@@ -17,7 +17,7 @@ use quire_proto::cluster::raft_server::{Raft as Service, RaftServer};
 use quire_proto::cluster::{door_server::DoorServer, propose_reply, snapshot_part::Part};
 use quire_proto::id::NodeId;
 use quire_proto::store::Member;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -102,27 +102,35 @@ fn says(verdict: Verdict) -> Result<proto::AttendReply, Status> {
     Ok(proto::AttendReply { verdict: verdict.into(), detail: String::new() })
 }
 
-/// Keeps a stream open until this process stops, or the other is gone or no member any more.
+/// Keeps a stream open until this process stops, or the other is gone or no member any more, or `counts` says that what
+/// it showed does not count any more: it comes back with something that does.
 async fn accompany(
     _place: Place,
     node: u64,
     to: mpsc::Sender<Result<proto::AttendReply, Status>>,
     members: Roll,
     mut leaving: watch::Receiver<bool>,
+    counts: impl Fn() -> bool,
 ) {
     if to.send(says(Verdict::Welcome)).await.is_err() {
         return;
     }
-    let removed = async {
+    let ended = async {
         let mut look = tokio::time::interval(REMOVAL);
-        while !members.lacks(node).unwrap_or(false) {
+        loop {
             look.tick().await;
+            if members.lacks(node).unwrap_or(false) {
+                return Some(Verdict::Removed);
+            }
+            if !counts() {
+                return None;
+            }
         }
     };
     let last = tokio::select! {
         () = to.closed() => None,
         left = leaving.wait_for(|leaving| *leaving) => left.ok().map(|_| Verdict::Leaving),
-        () = removed => Some(Verdict::Removed),
+        verdict = ended => verdict,
     };
     if let Some(verdict) = last {
         let _ = to.send(says(verdict)).await;
@@ -158,6 +166,13 @@ fn absent(what: &str) -> Status {
     Status::invalid_argument(format!("the request lacks {what}"))
 }
 
+/// Whether the certificate shown is for the public key that the member is known by.
+fn shows_its_key(certificates: &[CertificateDer<'_>], member: &Member) -> bool {
+    let shown = certificates.first().and_then(|leaf| tls::said_of(leaf)).map(|(said, _)| said.public_key);
+    let same = |der: &[u8]| tls::said_of(der).map(|(said, _)| said.public_key) == shown;
+    shown.is_some() && rotation::is_known(member, same)
+}
+
 impl Members {
     /// Lets through who may speak, else says why not.
     fn admit<T>(&self, request: &Request<T>, envelope: Option<&proto::Envelope>) -> Result<(), Status> {
@@ -172,8 +187,7 @@ impl Members {
     fn identify<T>(&self, request: &Request<T>, envelope: Option<&proto::Envelope>) -> Result<u64, Status> {
         let certificates = request.peer_certs().ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let leaf = certificates.first().ok_or_else(|| Status::unauthenticated("no certificate"))?;
-        let now = UnixTime::since_unix_epoch(Duration::from_millis(clock::now().0));
-        if !self.trust.vouches(&certificates, now) {
+        if !self.trust.vouches(&certificates, clock::now()) {
             return Err(Status::unauthenticated("the certificate is of a CA that counts no longer"));
         }
         let uri = tls::uri_of(leaf).ok_or_else(|| Status::unauthenticated("a certificate without a node"))?;
@@ -194,10 +208,7 @@ impl Members {
         // one soon. A number above ours costs a thief of the CA's key nothing to write into a certificate.
         let member = rows::member(&view, NodeId(from)).map_err(broken)?;
         let member = member.ok_or_else(|| Status::unavailable("this node does not know you yet"))?;
-        let certificates = request.peer_certs().unwrap_or_default();
-        let shown = certificates.first().and_then(|leaf| tls::said_of(leaf)).map(|(said, _)| said.public_key);
-        let same = |der: &[u8]| tls::said_of(der).map(|(said, _)| said.public_key) == shown;
-        if shown.is_none() || !rotation::is_known(&member, same) {
+        if !shows_its_key(&request.peer_certs().unwrap_or_default(), &member) {
             return Err(Status::permission_denied(format!("node {from} is known by another certificate")));
         }
         Ok(member)
@@ -302,16 +313,23 @@ impl Service for Members {
             return Err(Status::unavailable("this node is stopping"));
         }
         let (to, stream) = mpsc::channel(2);
-        let request = request.into_inner();
         if self.roll.lacks(node)? {
             to.send(says(Verdict::Removed)).await.map_err(broken)?;
             return Ok(Response::new(ReceiverStream::new(stream)));
         }
+        let certificates = request.peer_certs().unwrap_or_default();
+        let request = request.into_inner();
+        let known = rows::member(&self.store.view().map_err(broken)?, NodeId(node)).map_err(broken)?;
+        // Or its new key is not in these tables yet: it tries again, and what it says of its starts is remembered for good.
+        if known.is_some_and(|member| !shows_its_key(&certificates, &member)) {
+            return Err(Status::unavailable(format!("node {node} is known by another certificate here")));
+        }
         let register = self.register.clone();
         match away(move || register.admit(node, &request)).await.map_err(broken)? {
             Ok(place) => {
-                let (members, leaving) = (self.roll.clone(), self.leaving.clone());
-                drop(tokio::spawn(accompany(place, node, to, members, leaving)));
+                let (members, leaving, trust) = (self.roll.clone(), self.leaving.clone(), self.trust.clone());
+                let counts = move || trust.vouches(&certificates, clock::now());
+                drop(tokio::spawn(accompany(place, node, to, members, leaving, counts)));
             }
             Err(verdict) => {
                 tracing::warn!(node, ?verdict, "a process of this node is not admitted");

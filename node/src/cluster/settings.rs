@@ -127,7 +127,8 @@ impl Cluster {
         Ok((PutSettings { toml, by, hide, expire_after_ms, sweep_again, key_generation }, changes))
     }
 
-    /// Puts a settings file in force, also where the cluster key is being changed; answers what it changes, in words.
+    /// Puts a settings file in force, also where the cluster key is being changed, once for each job of the Web Admin
+    /// (empty: not a job); answers what it changes, in words.
     ///
     /// # Errors
     /// When the file is bad, or the change is not committed within `patience`.
@@ -135,13 +136,19 @@ impl Cluster {
         &self,
         text: &str,
         by: &str,
+        job: &str,
         patience: Duration,
     ) -> Result<Vec<String>, PutError> {
         let mut tries = 0;
         loop {
             let (command, changes) = self.seal_settings(text, by)?;
             tries += 1;
-            match self.propose(command::Kind::PutSettings(command), patience).await {
+            let command = command::Kind::PutSettings(command);
+            let proposed = match job {
+                "" => self.propose(command, patience).await,
+                job => self.propose_job(job, command, patience).await,
+            };
+            match proposed {
                 Ok(_) => return Ok(changes),
                 // Sealed a moment before another key was put in force; this node's tables may be a moment behind.
                 Err(ProposeError::Rejected(why)) if why == rotation::SEALED_OTHERWISE && tries < RESEALS => {

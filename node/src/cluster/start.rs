@@ -95,6 +95,7 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
     let sealed = keys
         .seal(keys::FIRST, &authority.private_key(), &ca_purpose(&cluster_id))
         .map_err(OpenError::during("seal the CA key"))?;
+    let rotates = tuning.cluster_version >= upgrade::ROTATION;
     let bootstrap = Bootstrap {
         cluster_name: cluster_name.to_owned(),
         cluster_id: cluster_id.clone(),
@@ -110,6 +111,7 @@ pub(crate) async fn init(start: Start, cluster_name: &str, tuning: Tuning) -> Re
             witness: newborn.witness,
             incarnation: newborn.incarnation.clone(),
             upstream_csr_der: newborn.request(&newborn.upstream_key)?.into(),
+            certificate_der: if rotates { certificate.clone().into() } else { Bytes::new() },
             ..Member::default()
         }),
     };

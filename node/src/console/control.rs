@@ -131,7 +131,7 @@ async fn validate_settings(State(site): State<Arc<Site>>, body: String) -> Done 
 }
 
 async fn apply_settings(State(site): State<Arc<Site>>, body: String) -> Done {
-    let changes = site.cluster.put_settings(&body, BY, PATIENCE).await.map_err(|error| match error {
+    let changes = site.cluster.put_settings(&body, BY, "", PATIENCE).await.map_err(|error| match error {
         PutError::Settings(error) => bad(error.to_string()),
         PutError::Propose(error) => error.into(),
     })?;

@@ -95,6 +95,19 @@ async fn a_replaced_identity_is_presented_from_then_on() {
 }
 
 #[test]
+fn a_leaf_counts_until_its_end_also_on_connections_that_stand() {
+    let authority = Authority::generate("a").unwrap();
+    let key = Key::generate().unwrap();
+    let names = Names { common_name: "x".into(), dns: "x.quire".into(), uri: "quire://00/node/1".into() };
+    let now = crate::clock::now();
+    let end = Millis(now.0 / 1_000 * 1_000 + 60_000);
+    let chain = [CertificateDer::from(authority.sign(&key.request("x").unwrap(), &names, end).unwrap())];
+    let trust = trust(authority.certificate());
+    assert!(trust.vouches(&chain, now) && trust.vouches(&chain, end));
+    assert!(!trust.vouches(&chain, Millis(end.0 + 1_000)));
+}
+
+#[test]
 fn a_key_that_is_not_the_certificates_is_refused() {
     let authority = Authority::generate("a").unwrap();
     let key = Key::generate().unwrap();

@@ -1,9 +1,11 @@
 //! Whose certificates count: replaceable while in use, and asked again about connections that stand.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
+use quire_proto::id::Millis;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::WebPkiClientVerifier;
@@ -11,7 +13,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{TlsError, pin, provider, refused};
+use super::{TlsError, pin, provider, refused, said_of};
 
 /// Certificates remembered as good: more than a cluster has members; forgotten together at the bound.
 const REMEMBERED: usize = 1024;
@@ -24,8 +26,8 @@ pub struct Trust {
 struct Trusted {
     servers: Arc<WebPkiServerVerifier>,
     clients: Arc<dyn ClientCertVerifier>,
-    /// Hashes of leaves that were found good since the last change.
-    good: Mutex<HashSet<[u8; 32]>>,
+    /// Hashes of leaves that were found good since the last change, and when they end.
+    good: Mutex<HashMap<[u8; 32], Millis>>,
 }
 
 impl fmt::Debug for Trust {
@@ -78,22 +80,24 @@ impl Trust {
     }
 
     /// Whether the chain that a client showed when it connected would be accepted at `now`. Once found good it is until
-    /// the next change, also when it ends meanwhile.
-    pub fn vouches(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
+    /// the leaf's end or the next change.
+    pub fn vouches(&self, chain: &[CertificateDer<'_>], now: Millis) -> bool {
         let Some((leaf, rest)) = chain.split_first() else { return false };
         let trusted = self.now();
         let mut good = trusted.good.lock().unwrap_or_else(PoisonError::into_inner);
         let hash = pin(leaf);
-        if good.contains(&hash) {
+        if good.get(&hash).is_some_and(|until| now <= *until) {
             return true;
         }
-        if trusted.clients.verify_client_cert(leaf, rest, now).is_err() {
+        let at = UnixTime::since_unix_epoch(Duration::from_millis(now.0));
+        if trusted.clients.verify_client_cert(leaf, rest, at).is_err() {
             return false;
         }
         if good.len() >= REMEMBERED {
             good.clear();
         }
-        good.insert(hash);
+        let until = said_of(leaf).map_or(now, |(said, _)| said.until);
+        good.insert(hash, until);
         true
     }
 }

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use prost::Message as _;
 use quire_coordinator::outbox::{Fetch, MAX_BATCH_ENTRIES, MAX_BATCH_OCTETS, Window};
-use quire_coordinator::rotation::SEALED_OTHERWISE;
 use quire_coordinator::rows::{self, number_key};
 use quire_coordinator::settings::{Settings, UpstreamMode};
 use quire_coordinator::tables::{Read, Table};
@@ -40,9 +39,6 @@ const OUTWARD: usize = 16;
 
 /// Between two looks at the outbox while nothing else happens.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// How often settings are sealed that a change of the cluster key came in between: it takes an entry of the log.
-const SEALINGS: usize = 3;
 
 /// How often members without a certificate are looked for: a node that joins should be able to lead at
 /// once.
@@ -375,18 +371,18 @@ pub fn entries(tables: &impl Read, want: Fetch) -> anyhow::Result<(Vec<Bytes>, u
 impl Session {
     /// Does what the Web Admin asks for.
     async fn work(&self, job: Job) -> JobResult {
-        for _ in 1..SEALINGS {
-            let result = self.attempt(job.clone()).await;
-            if result.ok || result.detail != SEALED_OTHERWISE {
-                return result;
-            }
-        }
-        self.attempt(job).await
+        let done = self.attempt(&job.id, job.what).await;
+        let (ok, detail) = done.map_or_else(|why| (false, why), |detail| (true, detail));
+        JobResult { id: job.id, ok, detail }
     }
 
-    async fn attempt(&self, job: Job) -> JobResult {
+    /// What came of it, in words; or why nothing did.
+    async fn attempt(&self, id: &str, what: Option<JobWhat>) -> Result<String, String> {
+        fn said(error: impl ToString) -> String {
+            error.to_string()
+        }
         let by = "web admin".to_owned();
-        let command = match job.what {
+        let command = match what {
             Some(JobWhat::SweepSegment(segment)) => {
                 Kind::Ask(Ask { by, what: Some(AskWhat::SweepSegment(segment)) })
             }
@@ -398,35 +394,22 @@ impl Session {
                 let mode = if on { UpstreamMode::Service } else { UpstreamMode::Normal };
                 Kind::SetUpstreamMode(SetUpstreamMode { mode: mode.as_str().to_owned(), by })
             }
-            Some(JobWhat::SettingsToml(text)) => match self.cluster.seal_settings(&text, &by) {
-                Ok((command, _)) => Kind::PutSettings(command),
-                Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
-            },
+            Some(JobWhat::SettingsToml(text)) => {
+                let changes = self.cluster.put_settings(&text, &by, id, PATIENCE).await.map_err(said)?;
+                return Ok(changes.join("\n"));
+            }
             Some(JobWhat::ScriptSource(source)) => {
-                let committed = match rows::scripts(&self.cluster.view()) {
-                    Ok(committed) => committed,
-                    Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
-                };
-                match script::accept(&self.tools.scripts, &committed, source, &by, false).await {
-                    Ok((command, _)) => Kind::PutScript(command),
-                    Err(why) => return JobResult { id: job.id, ok: false, detail: why.to_string() },
-                }
+                let committed = rows::scripts(&self.cluster.view()).map_err(said)?;
+                let accepted = script::accept(&self.tools.scripts, &committed, source, &by, false).await;
+                Kind::PutScript(accepted.map_err(said)?.0)
             }
-            None => {
-                let detail = "this version does not know the job".to_owned();
-                return JobResult { id: job.id, ok: false, detail };
-            }
+            None => return Err("this version does not know the job".to_owned()),
         };
-        match self.cluster.propose_job(&job.id, command, PATIENCE).await {
-            Ok(outcome) => {
-                let detail = match outcome.result {
-                    Some(Answer::Changes(changes)) => changes,
-                    _ => String::new(),
-                };
-                JobResult { id: job.id, ok: true, detail }
-            }
-            Err(error) => JobResult { id: job.id, ok: false, detail: error.to_string() },
-        }
+        let outcome = self.cluster.propose_job(id, command, PATIENCE).await.map_err(said)?;
+        Ok(match outcome.result {
+            Some(Answer::Changes(changes)) => changes,
+            _ => String::new(),
+        })
     }
 }
 

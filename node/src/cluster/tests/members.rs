@@ -122,16 +122,23 @@ pub(super) async fn says(
     identity: Option<Arc<crate::tls::Identity>>,
     envelope: quire_proto::cluster::Envelope,
 ) -> tonic::Status {
-    use quire_proto::cluster::{TransferRequest, raft_client::RaftClient};
+    // Without a vote, so that whoever is admitted still changes nothing.
+    let request = quire_proto::cluster::TransferRequest { envelope: Some(envelope), ..Default::default() };
+    speak(to, identity).transfer_leader(request).await.unwrap_err()
+}
+
+/// A client of the node at `to` for who holds this identity.
+pub(super) fn speak(
+    to: &Cluster,
+    identity: Option<Arc<crate::tls::Identity>>,
+) -> quire_proto::cluster::raft_client::RaftClient<tonic::transport::Channel> {
     let connector = crate::tls::Connector::new(identity, to.inner.vault.trust()).unwrap();
     let (address, name) = (to.me().address.clone(), network::server_name(to.me().id.0));
     let channel = network::endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
         let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
         async move { network::dial(&address, &connector, &name).await }
     }));
-    // Without a vote, so that whoever is admitted still changes nothing.
-    let request = TransferRequest { envelope: Some(envelope), ..TransferRequest::default() };
-    RaftClient::new(channel).transfer_leader(request).await.unwrap_err()
+    quire_proto::cluster::raft_client::RaftClient::new(channel)
 }
 
 #[tokio::test(flavor = "multi_thread")]

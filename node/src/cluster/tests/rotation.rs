@@ -7,8 +7,9 @@ use quire_proto::id::Epoch;
 use quire_proto::store::rotate::What;
 use quire_proto::store::{Claim, PutSettings, RemoveMember, Rotate, RotationRow, outcome};
 
-use super::members::{caught_up, join, says, three};
+use super::members::{caught_up, join, says, speak, three};
 use super::*;
+use crate::cluster::token::Token;
 use crate::tls::{Authority, Identity, Key, pin, said_of};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -84,7 +85,7 @@ async fn another_key_is_in_force_everywhere_and_never_in_log_or_tables() {
     let dir = TempDir::new().unwrap();
     let [one, two, three] = three(&dir).await;
     let nodes = [&one, &two, &three];
-    one.put_settings(&secret("first"), "test", PATIENCE).await.unwrap();
+    one.put_settings(&secret("first"), "test", "", PATIENCE).await.unwrap();
     ask(&two, What::ClusterKey).await;
     drive(&nodes, "the second key", |leader| in_force(leader) == 2).await;
     let key = one.keys().key(2).unwrap();
@@ -108,7 +109,7 @@ async fn another_key_is_in_force_everywhere_and_never_in_log_or_tables() {
     let stale = PutSettings { key_generation: 1, ..stale };
     let refused = one.propose(command::Kind::PutSettings(stale), PATIENCE).await.unwrap_err();
     assert_eq!(refused.to_string(), rotation::SEALED_OTHERWISE);
-    three.put_settings(&secret("second"), "test", PATIENCE).await.unwrap();
+    three.put_settings(&secret("second"), "test", "", PATIENCE).await.unwrap();
     let fourth = join(&dir, "n4", &two).await;
     one.add_learner(&members(&one).into_iter().find(|m| m.id == fourth.me().id.0).unwrap()).await.unwrap();
     for node in [&one, &two, &three, &fourth] {
@@ -153,15 +154,8 @@ async fn wants_key(
     from: u64,
     generation: u64,
 ) -> Result<Bytes, tonic::Status> {
-    use quire_proto::cluster::{ClusterKeyRequest, raft_client::RaftClient};
-    let connector = crate::tls::Connector::new(identity, to.inner.vault.trust()).unwrap();
-    let (address, name) = (to.me().address.clone(), network::server_name(to.me().id.0));
-    let channel = network::endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
-        let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
-        async move { network::dial(&address, &connector, &name).await }
-    }));
-    let request = ClusterKeyRequest { envelope: Some(envelope(from, to)), generation };
-    Ok(RaftClient::new(channel).cluster_key(request).await?.into_inner().key)
+    let request = quire_proto::cluster::ClusterKeyRequest { envelope: Some(envelope(from, to)), generation };
+    Ok(speak(to, identity).cluster_key(request).await?.into_inner().key)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,6 +174,10 @@ async fn the_cas_key_alone_opens_no_door_to_the_cluster_key() {
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     }
     assert_eq!(wants_key(&one, None, third, 1).await.unwrap_err().code(), Code::Unauthenticated);
+    for to in [&one, &two] {
+        let refused = attends(to, forged(&thief, &two, third), third).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "it would shut the member out: {refused}");
+    }
     let later = wants_key(&one, Some(own.clone()), third, 2).await.unwrap_err();
     assert_eq!(later.code(), Code::Unavailable, "nobody wants that one: {later}");
 
@@ -197,6 +195,50 @@ async fn the_cas_key_alone_opens_no_door_to_the_cluster_key() {
     for node in [one, two, three] {
         node.shutdown().await;
     }
+}
+
+/// What the node at `to` answers who says that `from` has been started more often than it knows of.
+async fn attends(to: &Cluster, identity: Option<Arc<Identity>>, from: u64) -> Result<(), tonic::Status> {
+    use quire_proto::cluster::AttendRequest;
+    let envelope = Some(envelope(from, to));
+    let request = AttendRequest { envelope, session: vec![9; 16].into(), boot: 1_000, last: 1_000 };
+    speak(to, identity).attend(request).await.map(|_| ())
+}
+
+/// A node is known by its key from the entry on that made it a member, before it has said or done anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_just_joined_is_nobody_else() {
+    use tonic::Code;
+    let dir = TempDir::new().unwrap();
+    let one = init(&dir, "n1").await;
+    let first = members(&one).remove(0).certificate_der;
+    assert_eq!(said_of(&first).unwrap().0.public_key, said_of(&one.certificate()).unwrap().0.public_key);
+    let token = one.create_token(Duration::from_secs(60), "test").await.unwrap();
+    let (key, other) = (Key::generate().unwrap(), Key::generate().unwrap());
+    let request = |key: &Key| quire_proto::cluster::JoinRequest {
+        token_id: Token::parse(&token).unwrap().id,
+        token_secret: Bytes::copy_from_slice(&Token::parse(&token).unwrap().secret),
+        csr_der: key.request("x").unwrap().into(),
+        name: "n2".into(),
+        zone: "hq".into(),
+        address: "127.0.0.1:1".into(),
+        incarnation: vec![2; 16].into(),
+        wire_version: quire_proto::WIRE_VERSION,
+        cluster_version: quire_proto::CLUSTER_VERSION,
+        ..quire_proto::cluster::JoinRequest::default()
+    };
+    let (address, parsed) = (one.me().address.clone(), Token::parse(&token).unwrap());
+    let reply = membership::ask(&address, &parsed, request(&key)).await.unwrap();
+    let again = membership::ask(&address, &parsed, request(&key)).await.unwrap();
+    assert_eq!(again.node, reply.node, "the same join, whose answer was lost");
+    let stolen_token = membership::ask(&address, &parsed, request(&other)).await;
+    assert!(matches!(stolen_token, Err(OpenError::Refused(_))), "{stolen_token:?}");
+    let thief = stolen(&one);
+    let refused = wants_key(&one, forged(&thief, &one, reply.node), reply.node, 1).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let own = Identity::new(&[&reply.certificate_der, thief.certificate()], &key).unwrap();
+    assert!(wants_key(&one, Some(own), reply.node, 1).await.is_ok());
+    one.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,13 +290,13 @@ async fn who_was_away_comes_back_to_another_key_and_another_ca() {
     let left = [&one, &two];
     ask(&one, What::Authority).await;
     ask(&one, What::ClusterKey).await;
-    one.put_settings(&secret("meanwhile"), "test", PATIENCE).await.unwrap();
+    one.put_settings(&secret("meanwhile"), "test", "", PATIENCE).await.unwrap();
     drive(&left, "both that live to move", |leader| {
         let lacking = rotation::lacking_ca(&row(leader), &members(leader)).len();
         in_force(leader) == 2 && rotation::next_ca(&row(leader)).is_some() && lacking == 1
     })
     .await;
-    one.put_settings(&secret("later"), "test", PATIENCE).await.unwrap();
+    one.put_settings(&secret("later"), "test", "", PATIENCE).await.unwrap();
     assert_eq!(row(&one).ca_index, 0, "the old one counts as long as a member knows no other");
     // Whoever comes with a token of before still finds the CA that it names.
     let fourth = Cluster::join(start(dir.path(), "n4"), &two.me().address, &before).await.unwrap();
