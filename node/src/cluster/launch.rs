@@ -24,7 +24,7 @@ use super::propose::Proposer;
 use super::raft::{Log, Peer, Raft, Tuning, away};
 use super::register::Register;
 use super::server::{self, LastWord, Members, Roll};
-use super::snapshot;
+use super::snapshot::{Gate, Shelf};
 use super::space::{self, Space};
 use super::spool::{SPOOL_LIMIT, Spool};
 use super::standing::{self, Standing};
@@ -72,6 +72,7 @@ pub(crate) struct Engine {
     feed: Feed,
     timing: Timing,
     volume: Volume,
+    shelf: Shelf,
     joiner: Joiner,
 }
 
@@ -89,11 +90,12 @@ impl Engine {
         let writer =
             Writer::start(store, timing.clone()).map_err(OpenError::during("start the log's threads"))?;
         let joiner = writer.joiner();
-        let (feed, shelf) = (Feed::new(), snapshot::Shelf::default());
+        let (feed, shelf) = (Feed::new(), Shelf::default());
         let machine = Machine::open(store.clone(), feed.clone(), shelf.clone())
             .map_err(OpenError::during("open the tables"))?;
         let (cluster_id, of_net) = (me.cluster_id.clone(), timing.clone());
-        let net = Net::new(me.id.0, cluster_id, connector, (store.clone(), shelf), introduction, of_net);
+        let of_store = (store.clone(), shelf.clone());
+        let net = Net::new(me.id.0, cluster_id, connector, of_store, introduction, of_net);
         let mut config = tuning.config(&me.cluster_name);
         config.enable_elect = elect;
         let config = config.validate().map_err(OpenError::during("configure Raft"))?;
@@ -102,7 +104,7 @@ impl Engine {
         let raft = timing.pace.keep(Raft::new(me.id.0, Arc::new(config), net.clone(), log, machine)).await;
         let raft = raft.map_err(OpenError::during("open the log"))?;
         let proposer = Proposer { me: me.id.0, raft, net, store: store.clone(), admission: None };
-        Ok(Engine { proposer, feed, timing, volume, joiner })
+        Ok(Engine { proposer, feed, timing, volume, shelf, joiner })
     }
 
     /// Stops Raft and waits for its threads.
@@ -168,7 +170,7 @@ impl Shared {
             store: proposer.store.clone(),
             roll: Roll(proposer.store.clone()),
             raft: proposer.raft.clone(),
-            gate: snapshot::Gate::default(),
+            gate: Gate::default(),
             last_word: self.last_word.clone(),
             leaving: self.leaving.subscribe(),
             admission: self.start.admission.subscribe(),
@@ -224,7 +226,7 @@ pub(crate) async fn launch(
     let introduction = Introduction { session: random16()?, boot };
     let elect = gate == Admission::Open;
     let engine = Engine::start(&me, &store, connector, introduction, tuning, elect).await?;
-    let Engine { mut proposer, feed, timing, volume, joiner } = engine;
+    let Engine { mut proposer, feed, timing, volume, shelf, joiner } = engine;
     let start = Start::new(&proposer.raft, &store, gate).await.map_err(OpenError::during("open the log"))?;
     proposer.admission = Some(start.admission.subscribe());
     let shared = Shared {
@@ -246,7 +248,7 @@ pub(crate) async fn launch(
     let keeper = Keeper { proposer: proposer.clone(), vault: vault.clone(), life };
     let keeping = tokio::spawn(keeper.keep());
     let observing = tokio::spawn(standing::observe(raft, last_word, gone.subscribe(), timing.clone(), tell));
-    let purging = tokio::spawn(volume.keep(proposer.raft.clone()));
+    let purging = tokio::spawn(volume.keep(proposer.raft.clone(), shelf));
     let pacing = tokio::spawn(timing.clone().keep(store, standing.clone()));
     Ok(Running {
         me,

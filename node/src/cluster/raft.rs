@@ -76,9 +76,9 @@ pub(crate) struct Tuning {
     pub(crate) heartbeat_ms: u64,
     pub(crate) election_min_ms: u64,
     pub(crate) election_max_ms: u64,
-    /// A snapshot costs nothing here (it is a view), so it follows the log closely: 2000 + 2000 entries are 120 MiB at a
-    /// usual 30 KiB; where they are larger, [`super::volume`] bounds it.
+    /// A snapshot costs nothing here (it is a view), so it follows the log closely.
     pub(crate) snapshot_entries: u64,
+    /// Of a few hundred octets, as most are; where they are larger, [`super::volume`] bounds the log.
     pub(crate) keep_entries: u64,
     /// The latest cluster version that this program knows.
     pub(crate) cluster_version: u32,
@@ -95,7 +95,7 @@ impl Default for Tuning {
             election_min_ms: ELECTION_BEATS.0 * UNKNOWN_MS,
             election_max_ms: ELECTION_BEATS.1 * UNKNOWN_MS,
             snapshot_entries: 2000,
-            keep_entries: 2000,
+            keep_entries: 50_000,
             cluster_version: quire_proto::CLUSTER_VERSION,
             certificate_life: super::keeper::LIFE,
         }

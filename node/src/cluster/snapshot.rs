@@ -96,6 +96,12 @@ impl Shelf {
         Ok((meta, outgoing))
     }
 
+    /// Through which entry the view reaches that is being sent.
+    pub(crate) fn sending(&self) -> Option<u64> {
+        self.clear();
+        self.held().as_ref().map(|held| held.meta.last_log_id.map_or(0, |last| last.index))
+    }
+
     /// Lets go of a view that nobody came back for.
     pub(crate) fn clear(&self) {
         let now = clock::steady();

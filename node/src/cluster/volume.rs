@@ -7,10 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::raft::Raft;
+use super::snapshot::Shelf;
 
 /// The log's newest entries that are kept: a follower that was away for longer gets a snapshot. Four minutes of a million
 /// devices read every hour (280 readings of 1 KB a second), and as much again until it is looked at.
 const KEPT_OCTETS: u64 = 64 << 20;
+/// So many are kept for a follower that is being sent a snapshot, which it would need once more if what follows were gone:
+/// ten minutes at 1 MB a second.
+const KEPT_FOR_A_SNAPSHOT: u64 = 640 << 20;
 /// Octets between two marks.
 const STEP: u64 = 1 << 20;
 /// Between two looks: at 50 MB a second, the log is 100 MB larger by then.
@@ -42,28 +46,33 @@ impl Volume {
         }
     }
 
-    /// Through which entry the log may go, once it holds twice what is kept.
-    fn excess(&self) -> Option<u64> {
+    /// Through which entry the log may go, once it holds twice what is kept. Behind `sending`, where a snapshot that is
+    /// being sent ends, more is kept.
+    fn excess(&self, sending: Option<u64>) -> Option<u64> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let appended = marks.appended;
         let (_, oldest) = *marks.marks.front()?;
         if appended - oldest < 2 * KEPT_OCTETS {
             return None;
         }
+        let goes = |(index, then): &(u64, u64)| {
+            let wanted = sending.is_some_and(|sending| *index > sending);
+            appended - then >= if wanted { KEPT_FOR_A_SNAPSHOT } else { KEPT_OCTETS }
+        };
         let mut through = None;
-        while marks.marks.front().is_some_and(|(_, then)| appended - then >= KEPT_OCTETS) {
+        while marks.marks.front().is_some_and(goes) {
             through = marks.marks.pop_front();
         }
         through.map(|(index, _)| index)
     }
 
     /// Keeps the log small until aborted.
-    pub(super) async fn keep(self, raft: Raft) {
+    pub(super) async fn keep(self, raft: Raft, shelf: Shelf) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             look.tick().await;
-            let Some(through) = self.excess() else { continue };
+            let Some(through) = self.excess(shelf.sending()) else { continue };
             // A snapshot is a view: it costs nothing, and without one nothing is purged.
             let purged = match raft.trigger().snapshot().await {
                 Ok(()) => {
@@ -89,14 +98,28 @@ mod tests {
         let volume = Volume::default();
         let entry = KEPT_OCTETS / 100 + 100;
         (1..=200).for_each(|index| volume.appended(index, entry));
-        assert_eq!(volume.excess(), None, "the first mark lies behind the first entry");
+        assert_eq!(volume.excess(None), None, "the first mark lies behind the first entry");
         volume.appended(201, entry);
-        let through = volume.excess().unwrap();
+        let through = volume.excess(None).unwrap();
         assert!((99..=102).contains(&through), "{through}");
-        assert_eq!(volume.excess(), None);
+        assert_eq!(volume.excess(None), None);
         // A new leader takes entries back.
         volume.appended(150, entry);
         (151..=220).for_each(|index| volume.appended(index, entry));
-        assert!(volume.excess().is_none_or(|through| through < 220));
+        assert!(volume.excess(None).is_none_or(|through| through < 220));
+    }
+
+    #[test]
+    fn what_follows_a_snapshot_under_way_stays_for_a_while() {
+        let volume = Volume::default();
+        let entry = KEPT_OCTETS / 100 + 100;
+        (1..=500).for_each(|index| volume.appended(index, entry));
+        assert!(volume.excess(Some(50)).unwrap() <= 50);
+        (501..=900).for_each(|index| volume.appended(index, entry));
+        assert_eq!(volume.excess(Some(50)), None);
+        (901..=1_100).for_each(|index| volume.appended(index, entry));
+        let through = volume.excess(Some(50)).unwrap();
+        assert!((99..=102).contains(&through), "nobody takes so long: {through}");
+        assert!(volume.excess(None).unwrap() >= 999, "it was sent");
     }
 }
