@@ -146,7 +146,7 @@ impl Store {
                 },
                 What::News(news) => devices += identity::put_news(&mut tx, holder.site, news).await?,
                 What::Alert(alert) => alerts::put(&mut tx, holder.site, alert, now).await?,
-                What::Superseded => {}
+                What::Superseded(_) => {}
             }
             taken.through = entry.through;
         }
@@ -343,8 +343,8 @@ enum What {
     Reading(Box<Fact>),
     News(DeviceNews),
     Alert(AlertNews),
-    /// Later readings stand for these numbers.
-    Superseded,
+    /// Later readings stand for the numbers through this one.
+    Superseded(u64),
 }
 
 /// A reading, and what is told of its device beside it.
@@ -367,12 +367,11 @@ fn decode_batch(first_seq: u64, entries: &[bytes::Bytes]) -> Result<Vec<Entry>, 
         if wire.seq != seq {
             return Err(malformed(format!("entry {} stands at {seq}", wire.seq)));
         }
-        let through = if wire.row.is_none() { wire.superseded_through.max(seq) } else { seq };
+        let what = understand(wire)?;
+        let through = if let What::Superseded(through) = what { through } else { seq };
         if i64::try_from(through).is_err() {
             return Err(malformed(format!("entry {seq} has a number out of range")));
         }
-        let what = understand(wire)?;
-        let through = if matches!(what, What::Superseded) { through } else { seq };
         next = through.checked_add(1);
         all.push(Entry { seq, through, what, octets: octets.clone() });
     }
@@ -391,7 +390,9 @@ fn understand(wire: OutboxEntry) -> Result<What, LinkError> {
             alerts::check(seq, &alert)?;
             return Ok(What::Alert(alert));
         }
-        (None, None, None) if wire.superseded_through >= seq => return Ok(What::Superseded),
+        (None, None, None) if wire.superseded_through >= seq => {
+            return Ok(What::Superseded(wire.superseded_through));
+        }
         (None, None, None) => return Err(malformed(format!("entry {seq} holds no reading"))),
     };
     let texts = [&row.id, &row.device, &row.unit, &row.address, &wire.zone];

@@ -16,6 +16,7 @@ fn real_processes_survive_one_round_of_every_accident() {
 #[test]
 fn an_upgrade_node_by_node_under_load_loses_no_reading() {
     let Some(upgrade) = upgrade::run(3, 1).unwrap() else { return };
-    assert!(upgrade.readings > 300 && upgrade.unowned.len() == 3, "not run: {upgrade:?}");
+    let shown = upgrade.counts.get("readings that nodes showed").copied().unwrap_or(0);
+    assert!(upgrade.readings > 300 && shown > 300, "not run: {upgrade:?}");
     complain(&format!("{:?}, units unowned for {:?}", upgrade.counts, upgrade.unowned));
 }

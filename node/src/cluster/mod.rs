@@ -70,7 +70,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_coordinator::{rows, upgrade};
 use quire_proto::id::NodeId;
-use quire_proto::store::{CreateToken, Member, Outcome, command};
+use quire_proto::store::{CreateToken, Member, Meta, Outcome, command};
 use tokio::sync::{mpsc, watch};
 
 pub use changes::{Changes, Seen, Touched};
@@ -276,6 +276,13 @@ impl Cluster {
         patience: Duration,
     ) -> Result<Outcome, ProposeError> {
         self.proposer().propose_job(id, kind, patience).await
+    }
+
+    /// Whether a member is there, as far as this node knows: itself always, others by the leader's last renewal, which
+    /// nobody makes without quorum.
+    pub fn is_alive(&self, meta: &Meta, member: NodeId) -> bool {
+        let heard = || meta.heard.iter().any(|heard| heard.node == member.0);
+        member == self.me().id || (self.watch().borrow().quorum && heard())
     }
 
     /// The tables of this node at this moment.

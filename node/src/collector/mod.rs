@@ -286,14 +286,16 @@ impl Collector {
         }
         self.costs_told = now;
         // Older members would not know the command.
-        let version = rows::meta(&self.cluster.view()).map_or(0, |meta| meta.cluster_version);
+        if rows::meta(&self.cluster.view()).map_or(0, |meta| meta.cluster_version) < upgrade::MEASURED_COST {
+            return;
+        }
         let discovery = &self.tools.settings.discovery;
         let every_ms = self.tools.settings.metering.every_ms.max(1);
         let pace = Pace { reads_a_day: DAY_MS / every_ms as f64, sweeps_a_day: discovery.schedule.a_day() };
         let (units, devices) = (&self.units, self.roster.devices_by_unit());
         let owned = |unit: &UnitId| Some((units.get(unit)?, devices.get(unit).copied().unwrap_or(0)));
         let costs = self.costs.news(owned, pace);
-        if costs.is_empty() || version < upgrade::MEASURED_COST {
+        if costs.is_empty() {
             return;
         }
         let report = Kind::ReportCosts(ReportCosts { node: self.cluster.me().id.0, costs });

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::routing::{get, post};
 use axum::{Json, Router, extract::State};
 use data_encoding::HEXLOWER;
-use quire_coordinator::{rotation, rows};
-use quire_proto::id::Millis;
+use quire_coordinator::rotation;
+use quire_coordinator::rows::{self, DAY_MS};
+use quire_proto::id::{Millis, NodeId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::rotate::What;
 use quire_proto::store::{Member, Meta, Rotate, RotationRow};
@@ -19,8 +20,6 @@ use super::scripts::change;
 use crate::clock;
 use crate::doctor::SOON_MS;
 use crate::tls;
-
-const DAY_MS: u64 = 86_400_000;
 
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new().route("/control/certificates", get(list)).route("/control/rotate", post(rotate))
@@ -43,7 +42,8 @@ async fn rotate(State(site): State<Arc<Site>>, Json(options): Json<RotateOptions
 async fn list(State(site): State<Arc<Site>>) -> Result<Json<Value>, Trouble> {
     let tables = site.cluster.view();
     let (meta, row, members) = (rows::meta(&tables)?, rotation::row(&tables)?, rows::members(&tables)?);
-    Ok(Json(describe(&meta, &row, &members, clock::now())))
+    let alive = |id: u64| site.cluster.is_alive(&meta, NodeId(id));
+    Ok(Json(describe((&meta, &row), &members, alive, clock::now())))
 }
 
 fn hex(octets: &[u8]) -> String {
@@ -54,15 +54,23 @@ fn time(at_ms: u64) -> Value {
     if at_ms == 0 { Value::Null } else { json!(Millis(at_ms).rfc3339()) }
 }
 
-fn describe(meta: &Meta, row: &RotationRow, members: &[Member], now: Millis) -> Value {
+fn describe(
+    (meta, row): (&Meta, &RotationRow),
+    members: &[Member],
+    alive: impl Fn(u64) -> bool,
+    now: Millis,
+) -> Value {
     let names = |members: Vec<&Member>| -> Vec<String> {
         members.into_iter().map(|member| member.name.clone()).collect()
     };
     let ca = tls::pin(&meta.ca_certificate_der);
     let mut key = json!({ "generation": rotation::in_force(row), "since": time(row.key_at_ms) });
     if let Some(change) = &row.key {
+        // Who is off fetches it when it comes back.
+        let mut lacking = rotation::lacking_key(row, members);
+        lacking.retain(|member| alive(member.id));
         key["changing"] = json!({ "by": change.by, "asked_at": time(change.asked_at_ms),
-            "waits_for": names(rotation::lacking_key(row, members)) });
+            "waits_for": names(lacking) });
     }
     let mut authority = json!({ "sha256": hex(&ca), "since": time(row.ca_at_ms) });
     if let Some(change) = &row.ca {
@@ -72,11 +80,12 @@ fn describe(meta: &Meta, row: &RotationRow, members: &[Member], now: Millis) -> 
             authority["changing"]["sha256"] = json!(hex(&next.certificate_sha256));
         }
     }
-    let nodes: Vec<Value> = members.iter().map(|member| node(member, (&ca, row, meta), now)).collect();
+    let node = |member: &Member| node(member, (&ca, row), alive(member.id), now);
+    let nodes: Vec<Value> = members.iter().map(node).collect();
     json!({ "cluster_key": key, "ca": authority, "nodes": nodes })
 }
 
-fn node(member: &Member, (ca, row, meta): (&[u8], &RotationRow, &Meta), now: Millis) -> Value {
+fn node(member: &Member, (ca, row): (&[u8], &RotationRow), alive: bool, now: Millis) -> Value {
     let said = tls::said_of(&member.certificate_der).map(|(said, _)| said);
     let next = rotation::next_ca(row).is_some_and(|next| next.certificate_sha256 == member.ca_sha256);
     let of = match () {
@@ -94,7 +103,7 @@ fn node(member: &Member, (ca, row, meta): (&[u8], &RotationRow, &Meta), now: Mil
         Some(_) => "good",
     };
     let mut line = json!({ "name": member.name, "id": member.id, "ca": of, "state": state,
-        "alive": meta.heard.iter().any(|heard| heard.node == member.id) });
+        "alive": alive });
     if let Some(said) = said {
         line["until"] = json!(said.until.rfc3339());
         line["days_left"] = json!(left.unwrap_or(0) / DAY_MS);
@@ -132,11 +141,15 @@ mod tests {
         };
         let key = KeyChange { generation: 2, ..KeyChange::default() };
         let row = RotationRow { ca: Some(ca), key: Some(key), ..RotationRow::default() };
-        let silent = Member { name: "n3".into(), ..Member::default() };
+        let silent = Member { id: 3, name: "n3".into(), ..Member::default() };
         let members = [member("n1", &new, 2), member("n2", &old, 1), silent];
-        let said = describe(&meta, &row, &members, Millis(30 * DAY_MS));
+        let said = describe((&meta, &row), &members, |id| id != 3, Millis(30 * DAY_MS));
         assert_eq!(said["ca"]["changing"]["waits_for"], json!(["n2", "n3"]));
-        assert_eq!(said["cluster_key"]["changing"]["waits_for"], json!(["n2", "n3"]));
+        assert_eq!(
+            said["cluster_key"]["changing"]["waits_for"],
+            json!(["n2"]),
+            "n3 is off, and fetches it later"
+        );
         assert_eq!(said["cluster_key"]["generation"], 1);
         let column = |name: &str| -> Vec<Value> {
             said["nodes"].as_array().unwrap().iter().map(|node| node[name].clone()).collect()
@@ -144,7 +157,7 @@ mod tests {
         assert_eq!(column("ca"), [json!("new"), json!("old"), Value::Null]);
         assert_eq!(column("state"), ["runs out soon", "runs out soon", "not told yet"]);
         assert_eq!(column("days_left"), [json!(10), json!(10), Value::Null]);
-        let after = describe(&meta, &RotationRow::default(), &members, Millis(40 * DAY_MS));
+        let after = describe((&meta, &RotationRow::default()), &members, |_| true, Millis(40 * DAY_MS));
         assert_eq!(
             (&after["nodes"][1]["ca"], &after["nodes"][1]["state"]),
             (&json!("in force"), &json!("ran out"))

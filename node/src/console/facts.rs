@@ -138,7 +138,6 @@ fn upstream(meta: &Meta, names: &Names, quorum: bool) -> Value {
 fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, units: &[UnitRow]) -> Value {
     let id = NodeId(member.id);
     let heard: Option<&Heard> = meta.heard.iter().find(|heard| heard.node == member.id);
-    let me = cluster.me().id == id;
     let own = units.iter().filter(|unit| unit.node == member.id);
     let role = match () {
         () if member.witness => "witness",
@@ -152,8 +151,7 @@ fn member(cluster: &Cluster, member: &Member, meta: &Meta, standing: &Standing, 
         "address": member.address,
         "zone": member.zone,
         "role": role,
-        // Without quorum nobody has renewed what was heard.
-        "alive": me || (standing.quorum && heard.is_some()),
+        "alive": cluster.is_alive(meta, id),
         "units": own.clone().count(),
         "devices": own.map(|unit| u64::from(unit.devices)).sum::<u64>(),
         "lag": heard.map_or(0, |heard| heard.lag),

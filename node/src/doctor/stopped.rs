@@ -23,8 +23,7 @@ pub(crate) async fn stopped(
     }
     found.push(process(dir, inspection));
     found.extend(database(dir, inspection));
-    let known: Vec<(String, Vec<u8>)> =
-        inspection.certificates().into_iter().map(|(name, der)| (name.to_owned(), der)).collect();
+    let known: Vec<_> = inspection.certificates().into_iter().map(certificate::on_disk).collect();
     if !known.is_empty() {
         found.extend(certificate::judge(&known, clock::now()));
     }

@@ -10,7 +10,7 @@ fn event(at: u64, node: &str, what: What) -> Event {
 }
 
 fn status(applied: u64, claim: u64, holder: &str) -> What {
-    What::Status { applied, quorum: true, claim, holder: holder.to_owned() }
+    What::Status { applied, claim, holder: holder.to_owned() }
 }
 
 fn unit(owner: &str, epoch: u64) -> What {

@@ -30,8 +30,6 @@ pub enum What {
     Status {
         /// Index of the last entry in its tables.
         applied: u64,
-        /// Whether it hears a majority.
-        quorum: bool,
         /// Epoch of the claim in its tables.
         claim: u64,
         /// Whose claim that is.
@@ -160,18 +158,6 @@ impl Recorder {
         self.shared.add(Event { at, node: node.to_owned(), what });
     }
 
-    /// How many events there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Whether nothing was seen yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// All events so far.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
@@ -240,7 +226,6 @@ impl Watcher {
             let upstream = &row["upstream"];
             self.add(What::Status {
                 applied: row["applied"].as_u64().unwrap_or(0),
-                quorum: row["quorum"] == true,
                 claim: upstream["epoch"].as_u64().unwrap_or(0),
                 holder: text(upstream, "holder"),
             });

@@ -8,7 +8,7 @@ use super::checks;
 use super::history::{Event, History, Recorder, What};
 use super::site::{RATE, Site};
 use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How often a device is read (`cluster::settings`).
@@ -69,20 +69,23 @@ pub fn run(nodes: usize, rounds: usize) -> Result<Option<Upgrade>> {
     Ok(Some(upgrade))
 }
 
-/// From the end of a node's process until another node's tables gave its last unit away; nothing where it had been
-/// given away before.
+/// From the end of a node's process until any node's tables gave its last unit away, or it was started again; nothing
+/// where all had been given away before.
 fn unowned(events: &[Event], stopped: &str, at: Duration) -> Result<Duration> {
     let mut owners: BTreeMap<&str, (&str, u64)> = BTreeMap::new();
     let mut last = at;
+    let started = |event: &&Event| event.node == stopped && event.what == What::Started && event.at > at;
+    let back = events.iter().find(started).map_or(Duration::MAX, |event| event.at);
+    let mut waited = BTreeSet::new();
     for event in events {
         let What::Unit { unit, owner, epoch } = &event.what else { continue };
         let known = owners.entry(unit).or_default();
         if *epoch <= known.1 {
             continue;
         }
-        // Later grants, by which it gets units back, do not count.
-        if known.0 == stopped && event.at > at && event.at < at + EVERY {
-            last = last.max(event.at);
+        // It may get the unit back later, and lose it once more: that is another time.
+        if known.0 == stopped && event.at > at && waited.insert(unit) {
+            last = last.max(event.at.min(back));
         }
         *known = (owner, *epoch);
     }
@@ -121,6 +124,11 @@ mod tests {
         let gap = |at| unowned(&events, "n1", Duration::from_millis(at)).unwrap();
         assert_eq!(gap(1_000), Duration::from_millis(400));
         assert_eq!(gap(1_500), Duration::ZERO, "it had been given away before");
+        let gap = |events: &[Event]| unowned(events, "n1", Duration::from_millis(1_000)).unwrap();
+        assert_eq!(gap(&[unit(10, "n1", 1), unit(60_000, "n2", 2)]), Duration::from_secs(59));
+        let at = Duration::from_secs(3);
+        let started = Event { at, node: "n1".to_owned(), what: What::Started };
+        assert_eq!(gap(&[unit(10, "n1", 1), started, unit(60_000, "n2", 2)]), Duration::from_secs(2));
         assert!(unowned(&[], "n1", Duration::ZERO).is_err());
     }
 
