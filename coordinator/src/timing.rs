@@ -27,7 +27,8 @@ use quire_proto::id::{Millis, NodeId};
 /// beside three nodes on two cores did not upset this, and take some 100 ms away from a process at once.
 pub const FLOOR_MS: u64 = 100;
 /// For the sake of votes, which wait for disks, the beat is never longer: 2.4 s of silence. Slower disks do not make
-/// elections, they make them last longer, and `doctor` says so.
+/// elections, they make them last longer, and `doctor` says so. (Where one heartbeat's answer in ten waits for a disk, that
+/// counts as way.)
 pub const VOTE_MS: u64 = 150;
 /// Of ways on which an answer takes half a second: 8 s of silence.
 pub const CEILING_MS: u64 = 500;
