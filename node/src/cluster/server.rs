@@ -435,7 +435,9 @@ impl Service for Members {
         let from = request.from.as_ref().map(wire::to_vote).ok_or_else(|| absent("a vote"))?;
         let last = request.last.as_ref().map(wire::to_log_id);
         let rpc = TransferLeaderRequest::<Types>::new(from, request.to, last);
-        match self.raft.handle_transfer_leader(rpc).await.map_err(broken)? {
+        // It waits for the log here, by Raft's clock.
+        let taken = self.timing.pace.keep(self.raft.handle_transfer_leader(rpc)).await;
+        match taken.map_err(broken)? {
             Ok(()) => Ok(Response::new(proto::TransferReply {})),
             Err(refused) => Err(Status::aborted(refused.to_string())),
         }
