@@ -37,7 +37,7 @@ pub struct Line {
     pub args: Vec<String>,
 }
 
-fn ip_program() -> PathBuf {
+pub(crate) fn ip_program() -> PathBuf {
     let usual = Path::new("/usr/sbin/ip");
     if usual.exists() { usual.to_owned() } else { PathBuf::from("/sbin/ip") }
 }

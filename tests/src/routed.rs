@@ -17,12 +17,13 @@
 //! [`Lab::ip`], [`Lab::exec`], [`Lab::link`] for what a test adds.
 
 use crate::cluster::Programs;
+use crate::lab::{ip, ip_program};
 use crate::process::{Output, Process, complain, run, wait};
 use crate::world::{Recordings, Snmpd};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Printers in each segment.
@@ -44,17 +45,6 @@ pub enum Router<'r> {
     Recorded(&'r str),
     /// Nothing; it forwards all the same.
     Silent,
-}
-
-fn ip_program() -> &'static Path {
-    let program = Path::new("/usr/sbin/ip");
-    if program.exists() { program } else { Path::new("/sbin/ip") }
-}
-
-/// Runs `ip` to its end.
-fn ip(args: &str) -> Result<()> {
-    let args: Vec<&str> = args.split(' ').collect();
-    run(ip_program(), &args, PATIENCE)?.ok().map(drop)
 }
 
 /// Namespaces named after this process, gone when dropped; the kernel takes their links with them.
@@ -94,7 +84,7 @@ impl Lab {
         let mut lab = Lab { prefix, made: Vec::new(), processes: Vec::new(), dir };
         for name in ["n", "r1", "r2", "r3", "h0", "h1", "h2", "h3"] {
             match ip(&format!("netns add {}{name}", lab.prefix)) {
-                Ok(()) => lab.made.push(name),
+                Ok(_) => lab.made.push(name),
                 Err(error) if lab.made.is_empty() => {
                     left_out(&format!("{error:#}"));
                     return Ok(None);
@@ -109,7 +99,7 @@ impl Lab {
 
     /// `ip` in a namespace.
     pub fn ip(&self, namespace: &str, args: &str) -> Result<()> {
-        ip(&format!("-n {}{namespace} {args}", self.prefix))
+        ip(&format!("-n {}{namespace} {args}", self.prefix)).map(drop)
     }
 
     /// A cable between two namespaces, with an address at each end.
@@ -154,7 +144,7 @@ impl Lab {
     pub fn exec(&self, namespace: &str, command: &[&str]) -> Result<Output> {
         let name = format!("{}{namespace}", self.prefix);
         let args = [&["netns", "exec", &name][..], command].concat();
-        run(ip_program(), &args, PATIENCE)
+        run(&ip_program(), &args, PATIENCE)
     }
 
     /// Starts a program that runs as long as the lab; `tag` names its log.
@@ -165,7 +155,7 @@ impl Lab {
         let state = self.dir.path().join(format!("{tag}.state"));
         std::fs::create_dir(&state).context("make a directory")?;
         let own_files = [("SNMP_PERSISTENT_DIR", state.as_path())];
-        let process = Process::start_with(tag, ip_program(), &args, &log, &own_files)?;
+        let process = Process::start_with(tag, &ip_program(), &args, &log, &own_files)?;
         self.processes.push(process);
         Ok(())
     }

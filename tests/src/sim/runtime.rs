@@ -370,10 +370,11 @@ where
 
 /// `by` as long as it lasts at the pace of the process that asks.
 pub fn stretch(by: Duration) -> Duration {
-    scale(by, pace(), UNKNOWN_MS)
+    scale(by, beat_ms(), UNKNOWN_MS)
 }
 
-fn pace() -> u64 {
+/// The heartbeat in force in the process that asks, milliseconds.
+pub fn beat_ms() -> u64 {
     current().map_or(UNKNOWN_MS, |process| process.beat_ms())
 }
 
@@ -411,7 +412,7 @@ impl SubAssign<Duration> for Moment {
 impl Sub<Moment> for Moment {
     type Output = Duration;
     fn sub(self, earlier: Moment) -> Duration {
-        scale(self.0.saturating_sub(earlier.0), UNKNOWN_MS, pace())
+        scale(self.0.saturating_sub(earlier.0), UNKNOWN_MS, beat_ms())
     }
 }
 impl Moment {

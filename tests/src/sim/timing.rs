@@ -8,7 +8,7 @@ use quire_coordinator::timing::{self, Measures, Pacemaker, silent_ms};
 use quire_proto::id::{Millis, NodeId};
 
 use super::node::Node;
-use super::runtime::{current, lock, sleep_ms, steady};
+use super::runtime::{beat_ms, lock, sleep_ms, steady};
 
 const LOOK_MS: u64 = 1_000;
 
@@ -18,11 +18,6 @@ pub struct Timing(Arc<Mutex<Measures>>);
 
 fn now() -> Millis {
     Millis(u64::try_from(steady().as_millis()).unwrap_or(0))
-}
-
-/// The heartbeat in force in the process that asks, milliseconds.
-pub fn beat_ms() -> u64 {
-    current().map_or(timing::UNKNOWN_MS, |process| process.beat_ms())
 }
 
 /// The longest silence of a dead host.

@@ -20,8 +20,8 @@ use super::machine::Copy;
 use super::net::{Ask, Envelope, Net, NoReply, Reply};
 use super::node::peer_of;
 use super::raft::{Peer, Types, Vote};
-use super::runtime::{spawn, steady, stretch, timeout};
-use super::timing::{Timing, beat_ms};
+use super::runtime::{beat_ms, spawn, steady, stretch, timeout};
+use super::timing::Timing;
 
 /// A batch of entries waits for the peer's disk, as in the node.
 const APPEND: Duration = Duration::from_secs(5);
