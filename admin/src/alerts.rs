@@ -9,6 +9,7 @@ use serde::Serialize;
 use sqlx::{Sqlite, Transaction};
 
 use crate::intake::malformed;
+use crate::listing::CURRENT;
 use crate::store::{LinkError, Store, StoreError, int, uint};
 
 /// Of names and ids.
@@ -61,18 +62,20 @@ struct Row {
     cleared_at_ms: i64,
 }
 
-/// Refuses what no honest site sends.
+/// Refuses what no honest site sends. Texts may hold what a device says of itself, as long as it likes: those are cut, for
+/// whoever refused them would get the same entry again for ever.
 pub(crate) fn check(seq: u64, alert: &AlertNews) -> Result<(), LinkError> {
-    let names = [&alert.id, &alert.rule, &alert.subject, &alert.device];
-    let long = names.iter().any(|name| name.len() > NAME_MAX)
-        || [&alert.what, &alert.why].iter().any(|text| text.len() > TEXT_MAX);
-    if alert.id.is_empty() || alert.rule.is_empty() || long {
+    if alert.id.is_empty() || alert.id.len() > NAME_MAX || alert.rule.is_empty() {
         return Err(malformed(format!("entry {seq} holds an alert with a name that is empty or too long")));
     }
     if [alert.raised_at_ms, alert.cleared_at_ms, alert.serial].iter().any(|n| i64::try_from(*n).is_err()) {
         return Err(malformed(format!("entry {seq} has a number out of range")));
     }
     Ok(())
+}
+
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// Keeps an alert as it is now, unless something later is known of it.
@@ -94,11 +97,11 @@ pub(crate) async fn put(
     )
     .bind(site)
     .bind(&alert.id)
-    .bind(&alert.rule)
-    .bind(&alert.device)
-    .bind(&alert.subject)
-    .bind(&alert.what)
-    .bind(&alert.why)
+    .bind(cut(&alert.rule, NAME_MAX))
+    .bind(cut(&alert.device, NAME_MAX))
+    .bind(cut(&alert.subject, NAME_MAX))
+    .bind(cut(&alert.what, TEXT_MAX))
+    .bind(cut(&alert.why, TEXT_MAX))
     .bind(alert.open)
     .bind(i64::from(alert.raises))
     .bind(int(alert.raised_at_ms)?)
@@ -121,18 +124,20 @@ impl Store {
         limit: i64,
         offset: u32,
     ) -> Result<Vec<AlertLine>, StoreError> {
-        let rows: Vec<Row> = sqlx::query_as(
+        // Made of literals alone.
+        let sql = format!(
             "SELECT s.name AS site, a.id, a.name, a.device, a.subject, a.what, a.why, a.open, a.raises,
                     a.raised_at_ms, a.cleared_at_ms
              FROM alerts a JOIN sites s ON s.key = a.site
-             WHERE ?1 IS NULL OR s.name = ?1
+             WHERE (?1 IS NULL OR s.name = ?1) AND {CURRENT}
              ORDER BY a.open DESC, a.raised_at_ms DESC, a.site, a.id LIMIT ?2 OFFSET ?3",
-        )
-        .bind(site)
-        .bind(limit)
-        .bind(offset)
-        .fetch_all(&self.read)
-        .await?;
+        );
+        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(site)
+            .bind(limit)
+            .bind(offset)
+            .fetch_all(&self.read)
+            .await?;
         Ok(rows.into_iter().map(line).collect())
     }
 

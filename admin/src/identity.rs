@@ -4,24 +4,21 @@
 //! device's identity, so hearing them twice does no harm.
 
 use quire_proto::convert;
+use quire_proto::id::Millis;
 use quire_proto::store::{DeviceNews, ReadingRow};
 use sqlx::{Sqlite, Transaction};
 
 use crate::intake::{Fact, malformed, put_device};
 use crate::store::{LinkError, int, uint};
 
-/// Of any face: maker, serial, card and engine together.
-const FACE_MAX: usize = 1024;
 /// Faces of one device: a site follows at most 512 together.
 const FACES_MAX: usize = 512;
-/// Of any value that a human typed.
-const TYPED_MAX: usize = 255;
+/// Of a device's id.
+const ID_MAX: usize = 255;
 
-/// Refuses news that no honest site sends.
+/// Refuses news that no honest site sends. A face is as long as what the device says of itself.
 pub(crate) fn check(seq: u64, news: &DeviceNews) -> Result<(), LinkError> {
-    let long = news.faces.iter().any(|face| face.len() > FACE_MAX)
-        || news.typed.iter().any(|typed| typed.value.len() > TYPED_MAX);
-    if news.device.is_empty() || news.device.len() > TYPED_MAX || news.faces.len() > FACES_MAX || long {
+    if news.device.is_empty() || news.device.len() > ID_MAX || news.faces.len() > FACES_MAX {
         return Err(malformed(format!("entry {seq} holds news with a name that is empty or too long")));
     }
     if i64::try_from(news.expired_at_ms).is_err() {
@@ -36,10 +33,16 @@ pub(crate) async fn put_news(
     tx: &mut Transaction<'_, Sqlite>,
     site: i64,
     news: &DeviceNews,
+    now: Millis,
 ) -> Result<i64, LinkError> {
     let before = count(tx, site, &news.device).await?;
     if news.gone {
-        refresh(tx, site, &news.device).await?;
+        sqlx::query("DELETE FROM typed WHERE site = ? AND device = ?")
+            .bind(site)
+            .bind(&news.device)
+            .execute(&mut **tx)
+            .await?;
+        refresh(tx, site, &news.device, now).await?;
         return Ok(count(tx, site, &news.device).await? - before);
     }
     let mut more = 0;
@@ -65,26 +68,28 @@ pub(crate) async fn put_news(
             .await?;
         for other in others {
             let known = count(tx, site, &other).await?;
-            refresh(tx, site, &other).await?;
+            refresh(tx, site, &other, now).await?;
             more += count(tx, site, &other).await? - known;
         }
     }
     if moved {
-        refresh(tx, site, &news.device).await?;
+        refresh(tx, site, &news.device, now).await?;
     }
     let typed = |field: &str| news.typed.iter().find(|typed| typed.field == field).map(|typed| &typed.value);
-    sqlx::query(
-        "UPDATE devices SET typed_name = ?, typed_location = ?, typed_asset = ?, expired_at_ms = ?
-         WHERE site = ? AND id = ?",
-    )
-    .bind(typed("name"))
-    .bind(typed("location"))
-    .bind(typed("asset"))
-    .bind(int(news.expired_at_ms)?)
-    .bind(site)
-    .bind(&news.device)
-    .execute(&mut **tx)
-    .await?;
+    sqlx::query("INSERT OR REPLACE INTO typed (site, device, name, location, asset) VALUES (?, ?, ?, ?, ?)")
+        .bind(site)
+        .bind(&news.device)
+        .bind(typed("name"))
+        .bind(typed("location"))
+        .bind(typed("asset"))
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("UPDATE devices SET expired_at_ms = ? WHERE site = ? AND id = ?")
+        .bind(int(news.expired_at_ms)?)
+        .bind(site)
+        .bind(&news.device)
+        .execute(&mut **tx)
+        .await?;
     Ok(more + count(tx, site, &news.device).await? - before)
 }
 
@@ -105,16 +110,13 @@ struct Latest {
     first_ms: i64,
 }
 
-#[derive(sqlx::FromRow)]
-struct TypedRow {
-    typed_name: Option<String>,
-    typed_location: Option<String>,
-    typed_asset: Option<String>,
-    expired_at_ms: i64,
-}
-
 /// Makes a device's row anew from its latest reading; one without readings is none.
-async fn refresh(tx: &mut Transaction<'_, Sqlite>, site: i64, device: &str) -> Result<(), LinkError> {
+async fn refresh(
+    tx: &mut Transaction<'_, Sqlite>,
+    site: i64,
+    device: &str,
+    now: Millis,
+) -> Result<(), LinkError> {
     let latest: Option<Latest> = sqlx::query_as(
         "SELECT id, unit, address, at_ms, node, epoch, reading,
                 (SELECT min(at_ms) FROM readings WHERE site = ?1 AND device = ?2) AS first_ms
@@ -124,13 +126,12 @@ async fn refresh(tx: &mut Transaction<'_, Sqlite>, site: i64, device: &str) -> R
     .bind(device)
     .fetch_optional(&mut **tx)
     .await?;
-    let typed: Option<TypedRow> = sqlx::query_as(
-        "SELECT typed_name, typed_location, typed_asset, expired_at_ms FROM devices WHERE site = ? AND id = ?",
-    )
-    .bind(site)
-    .bind(device)
-    .fetch_optional(&mut **tx)
-    .await?;
+    let expired: Option<i64> =
+        sqlx::query_scalar("SELECT expired_at_ms FROM devices WHERE site = ? AND id = ?")
+            .bind(site)
+            .bind(device)
+            .fetch_optional(&mut **tx)
+            .await?;
     sqlx::query("DELETE FROM devices WHERE site = ? AND id = ?")
         .bind(site)
         .bind(device)
@@ -152,20 +153,12 @@ async fn refresh(tx: &mut Transaction<'_, Sqlite>, site: i64, device: &str) -> R
     // What was stored was understood before it was stored.
     let reading = convert::decode(&row.reading).unwrap_or_default();
     let first_seen_ms = uint(latest.first_ms);
-    put_device(tx, site, &Fact { row, zone, first_seen_ms, reading }).await?;
-    if let Some(typed) = typed {
-        sqlx::query(
-            "UPDATE devices SET typed_name = ?, typed_location = ?, typed_asset = ?, expired_at_ms = ?
-             WHERE site = ? AND id = ?",
-        )
-        .bind(typed.typed_name)
-        .bind(typed.typed_location)
-        .bind(typed.typed_asset)
-        .bind(typed.expired_at_ms)
+    put_device(tx, site, &Fact { row, zone, first_seen_ms, reading }, now).await?;
+    sqlx::query("UPDATE devices SET expired_at_ms = ? WHERE site = ? AND id = ?")
+        .bind(expired.unwrap_or(0))
         .bind(site)
         .bind(device)
         .execute(&mut **tx)
         .await?;
-    }
     Ok(())
 }

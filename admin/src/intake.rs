@@ -144,7 +144,7 @@ impl Store {
                     Put::Duplicate => taken.duplicates += 1,
                     Put::Conflict => taken.conflicts += 1,
                 },
-                What::News(news) => devices += identity::put_news(&mut tx, holder.site, news).await?,
+                What::News(news) => devices += identity::put_news(&mut tx, holder.site, news, now).await?,
                 What::Alert(alert) => alerts::put(&mut tx, holder.site, alert, now).await?,
                 What::Superseded(_) => {}
             }
@@ -428,11 +428,11 @@ async fn put_reading(
     let row = &fact.row;
     let added = sqlx::query(
         "INSERT INTO readings
-             (id, site, seq, device, unit, address, at_ms, node, epoch, late, reading, received_at_ms, face)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+             (cluster_id, id, site, seq, device, unit, address, at_ms, node, epoch, late, reading, received_at_ms, face)
+         SELECT cluster_id, ?, key, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM sites WHERE key = ?
+         ON CONFLICT (cluster_id, id) DO NOTHING",
     )
     .bind(&row.id)
-    .bind(site)
     .bind(int(entry.seq)?)
     .bind(&row.device)
     .bind(&row.unit)
@@ -444,18 +444,22 @@ async fn put_reading(
     .bind(row.reading.as_ref())
     .bind(int(now.0)?)
     .bind(&row.face)
+    .bind(site)
     .execute(&mut **tx)
     .await?;
     if added.rows_affected() > 0 {
-        let device = put_device(tx, site, fact).await?;
+        let device = put_device(tx, site, fact, now).await?;
         return Ok(Put::New { device });
     }
-    let (device, stored): (String, (String, i64, Vec<u8>)) =
-        sqlx::query_as("SELECT device, face, at_ms, reading FROM readings WHERE id = ?")
-            .bind(&row.id)
-            .fetch_one(&mut **tx)
-            .await
-            .map(|(device, face, at_ms, reading)| (device, (face, at_ms, reading)))?;
+    let (device, stored): (String, (String, i64, Vec<u8>)) = sqlx::query_as(
+        "SELECT device, face, at_ms, reading FROM readings
+             WHERE cluster_id = (SELECT cluster_id FROM sites WHERE key = ?) AND id = ?",
+    )
+    .bind(site)
+    .bind(&row.id)
+    .fetch_one(&mut **tx)
+    .await
+    .map(|(device, face, at_ms, reading)| (device, (face, at_ms, reading)))?;
     // The device of a face may be another one since.
     let same_device = device == row.device || !row.face.is_empty();
     if same_device && stored == (row.face.clone(), int(row.at_ms)?, row.reading.to_vec()) {
@@ -472,11 +476,16 @@ async fn put_reading(
     Ok(Put::Conflict)
 }
 
-/// The latest reading wins; one that arrives late is history alone. True when the device is new.
+/// A site's calendar may be so far ahead of ours, milliseconds; beyond, its time was wrong.
+const AHEAD_MS: u64 = 60_000;
+
+/// The latest reading wins; one that arrives late is history alone. Of a time that has not come none is the latest: a site
+/// whose calendar was ahead must not stand still here until then. True when the device is new.
 pub(crate) async fn put_device(
     tx: &mut Transaction<'_, Sqlite>,
     site: i64,
     fact: &Fact,
+    now: Millis,
 ) -> Result<bool, LinkError> {
     let (row, reading) = (&fact.row, &fact.reading);
     let known: Option<i64> =
@@ -485,7 +494,8 @@ pub(crate) async fn put_device(
             .bind(&row.device)
             .fetch_optional(&mut **tx)
             .await?;
-    if known.is_some_and(|metered_at_ms| uint(metered_at_ms) > row.at_ms) {
+    let later = |at_ms: u64| at_ms > row.at_ms && at_ms <= now.0.saturating_add(AHEAD_MS);
+    if known.is_some_and(|metered_at_ms| later(uint(metered_at_ms))) {
         return Ok(false);
     }
     let total = reading.counters.total.and_then(|total| i64::try_from(total).ok());

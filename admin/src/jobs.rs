@@ -128,19 +128,22 @@ impl Store {
         Ok(id)
     }
 
-    /// Takes a site's jobs that are due and marks them sent: the new ones, after a Welcome every open one.
-    pub(crate) async fn take_jobs(
-        &self,
-        site: i64,
-        resend: bool,
-        now: Millis,
-    ) -> Result<Vec<Job>, StoreError> {
+    /// After a Welcome every open job is to be sent: what a stream before took may have been lost with it.
+    pub(crate) async fn reopen_jobs(&self, site: i64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE jobs SET state = 'pending' WHERE site = ? AND state = 'sent'")
+            .bind(site)
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the jobs of a site that were not sent yet and marks them sent.
+    pub(crate) async fn take_jobs(&self, site: i64, now: Millis) -> Result<Vec<Job>, StoreError> {
         let rows: Vec<(i64, String, String, String)> = sqlx::query_as(
             "SELECT key, id, kind, argument FROM jobs
-             WHERE site = ? AND (state = 'pending' OR (state = 'sent' AND ?)) ORDER BY key LIMIT ?",
+             WHERE site = ? AND state = 'pending' ORDER BY key LIMIT ?",
         )
         .bind(site)
-        .bind(resend)
         .bind(OPEN_MAX)
         .fetch_all(&self.read)
         .await?;

@@ -222,7 +222,10 @@ impl Session {
     async fn serve(&mut self, holder: Holder, end: &CancellationToken, wake: &Notify) -> End {
         let stop = self.links.stop.clone();
         let work = async {
-            if let Err(end) = self.send_jobs(holder, true).await {
+            if let Err(error) = self.links.store.reopen_jobs(holder.site).await {
+                return error.into();
+            }
+            if let Err(end) = self.send_jobs(holder).await {
                 return end;
             }
             loop {
@@ -331,11 +334,11 @@ impl Session {
 
     async fn look_around(&mut self, holder: Holder) -> Result<(), End> {
         self.links.store.check(holder).await?;
-        self.send_jobs(holder, false).await
+        self.send_jobs(holder).await
     }
 
-    async fn send_jobs(&mut self, holder: Holder, resend: bool) -> Result<(), End> {
-        for job in self.links.store.take_jobs(holder.site, resend, clock::now()).await? {
+    async fn send_jobs(&mut self, holder: Holder) -> Result<(), End> {
+        for job in self.links.store.take_jobs(holder.site, clock::now()).await? {
             tracing::info!(site = self.site.name, job = job.id, "job sent");
             self.answer(to_site::What::Job(job)).await?;
         }

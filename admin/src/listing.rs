@@ -198,7 +198,7 @@ impl DeviceOrder {
             DeviceOrder::Model => "d.model COLLATE NOCASE",
             DeviceOrder::Address => "d.address",
             DeviceOrder::Serial => "d.serial",
-            DeviceOrder::Location => "coalesce(d.typed_location, d.location) COLLATE NOCASE",
+            DeviceOrder::Location => "coalesce(t.location, d.location) COLLATE NOCASE",
             DeviceOrder::Status => "d.status",
             DeviceOrder::Total => "d.total",
             DeviceOrder::Supplies => "d.lowest",
@@ -261,13 +261,27 @@ fn time(at_ms: i64) -> String {
     Millis(uint(at_ms)).rfc3339()
 }
 
-/// Where the filter of a [`DeviceQuery`] applies; `?1` site, `?2` id, `?3` pattern.
-const DEVICE_FILTER: &str = "FROM devices d JOIN sites s ON s.key = d.site
+/// Of registrations `s` that one of the same name or cluster has followed, what stands is not said twice: the later one says
+/// it anew.
+pub(crate) const CURRENT: &str = "s.key NOT IN (SELECT old.key FROM sites old JOIN sites later
+    ON later.key > old.key AND later.cluster_id IS NOT NULL
+    AND (later.name = old.name OR later.cluster_id = old.cluster_id))";
+
+/// What is known of devices, and where a human on site typed something else.
+const DEVICES: &str =
+    "SELECT s.name AS site, d.id, d.zone, d.address, coalesce(n.name, d.node) AS node, d.first_seen_ms,
+    d.metered_at_ms, d.reading, t.name AS typed_name, t.location AS typed_location, t.asset AS typed_asset";
+
+/// Where they are.
+const DEVICES_FROM: &str = "FROM devices d JOIN sites s ON s.key = d.site
     LEFT JOIN nodes n ON n.site = d.site AND n.node = d.node
-    WHERE (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR d.id = ?2) AND (d.expired_at_ms = 0 OR ?2 IS NOT NULL)
+    LEFT JOIN typed t ON t.site = d.site AND t.device = d.id";
+
+/// What a [`DeviceQuery`] asks for; `?1` site, `?2` id, `?3` pattern.
+const DEVICE_FILTER: &str = "(?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR d.id = ?2) AND (d.expired_at_ms = 0 OR ?2 IS NOT NULL)
       AND (?3 IS NULL OR coalesce(d.address, '') || ' ' || coalesce(d.vendor, '') || ' ' || coalesce(d.model, '')
-          || ' ' || coalesce(d.serial, '') || ' ' || coalesce(d.typed_name, d.name, '')
-          || ' ' || coalesce(d.typed_location, d.location, '') || ' ' || coalesce(d.status, '') || ' ' || d.id LIKE ?3 ESCAPE '\\')";
+          || ' ' || coalesce(d.serial, '') || ' ' || coalesce(t.name, d.name, '')
+          || ' ' || coalesce(t.location, d.location, '') || ' ' || coalesce(d.status, '') || ' ' || d.id LIKE ?3 ESCAPE '\\')";
 
 /// `?1` site, `?2` the key behind which to start, `?3` how many, -1 for all.
 const READINGS: &str =
@@ -331,9 +345,8 @@ impl Store {
         let column = query.order.column();
         // Made of literals alone: the filter's values are bound.
         let sql = format!(
-            "SELECT s.name AS site, d.id, d.zone, d.address, coalesce(n.name, d.node) AS node,
-                    d.first_seen_ms, d.metered_at_ms, d.reading, d.typed_name, d.typed_location, d.typed_asset
-             {DEVICE_FILTER} ORDER BY {column} {direction} NULLS LAST, s.key, d.id LIMIT ?4 OFFSET ?5"
+            "{DEVICES} {DEVICES_FROM} WHERE {CURRENT} AND {DEVICE_FILTER}
+             ORDER BY {column} {direction} NULLS LAST, s.key, d.id LIMIT ?4 OFFSET ?5"
         );
         let rows: Vec<DeviceRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(&query.site)
@@ -351,7 +364,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn count_devices(&self, query: &DeviceQuery) -> Result<u64, StoreError> {
-        let sql = format!("SELECT count(*) {DEVICE_FILTER}");
+        let sql = format!("SELECT count(*) {DEVICES_FROM} WHERE {CURRENT} AND {DEVICE_FILTER}");
         let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
             .bind(&query.site)
             .bind(&query.id)
@@ -430,15 +443,11 @@ impl Store {
         site: Option<&str>,
         mut each: impl FnMut(&DeviceLine) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let mut rows = sqlx::query_as(
-            "SELECT s.name AS site, d.id, d.zone, d.address, coalesce(n.name, d.node) AS node,
-                    d.first_seen_ms, d.metered_at_ms, d.reading, d.typed_name, d.typed_location, d.typed_asset
-             FROM devices d JOIN sites s ON s.key = d.site
-             LEFT JOIN nodes n ON n.site = d.site AND n.node = d.node
-             WHERE (?1 IS NULL OR s.name = ?1) AND d.expired_at_ms = 0 ORDER BY d.site, d.id",
-        )
-        .bind(site)
-        .fetch(&self.read);
+        let sql = format!(
+            "{DEVICES} {DEVICES_FROM}
+             WHERE {CURRENT} AND (?1 IS NULL OR s.name = ?1) AND d.expired_at_ms = 0 ORDER BY d.site, d.id"
+        );
+        let mut rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(site).fetch(&self.read);
         while let Some(row) = rows.try_next().await.context("read devices")? {
             each(&device_line(row))?;
         }

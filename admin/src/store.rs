@@ -216,6 +216,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            // What was blanked is not left in free pages.
+            .pragma("secure_delete", "ON")
             .busy_timeout(BUSY_TIMEOUT);
         let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&write).await?;
@@ -285,11 +287,23 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn revoke_site(&self, name: &str, now: Millis) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        // What was never handed over is not kept: settings can carry passwords.
+        sqlx::query(
+            "UPDATE jobs SET state = 'failed', argument = '', detail = 'the site was revoked', closed_at_ms = ?
+             WHERE closed_at_ms IS NULL
+                 AND site = (SELECT key FROM sites WHERE name = ? AND revoked_at_ms IS NULL)",
+        )
+        .bind(int(now.0)?)
+        .bind(name)
+        .execute(&mut *tx)
+        .await?;
         let done = sqlx::query("UPDATE sites SET revoked_at_ms = ? WHERE name = ? AND revoked_at_ms IS NULL")
             .bind(int(now.0)?)
             .bind(name)
-            .execute(&self.write)
+            .execute(&mut *tx)
             .await?;
+        tx.commit().await?;
         self.changed();
         Ok(done.rows_affected() > 0)
     }
@@ -331,13 +345,15 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // With a new code come new certificates, which whoever spoke before does not have: its epoch counts no longer. So
-        // a node that claimed the highest of all numbers is got rid of.
+        // a node that claimed the highest of all numbers is got rid of; and so is a mark that the site does not believe,
+        // because this database is a backup or a node lied. What is sent again is known by its reading's id.
         sqlx::query(
-            "INSERT INTO clusters (cluster_id) VALUES (?) ON CONFLICT DO UPDATE SET epoch = 0, epoch_node = 0",
+            "INSERT INTO clusters (cluster_id) VALUES (?)
+             ON CONFLICT DO UPDATE SET epoch = 0, epoch_node = 0, through = NULL",
         )
-            .bind(registration.cluster_id)
-            .execute(&mut *tx)
-            .await?;
+        .bind(registration.cluster_id)
+        .execute(&mut *tx)
+        .await?;
         for (node, name) in registration.nodes {
             put_node(&mut tx, site.key, *node, name).await?;
         }

@@ -64,6 +64,22 @@ async fn an_alert_is_there_once_as_it_was_said_last() {
     admin.stop().await;
 }
 
+/// A device may say of itself what it likes, and whoever refuses that gets it again for ever.
+#[tokio::test]
+async fn texts_that_are_too_long_are_cut_and_hold_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let code = admin.add_site("acme-berlin").await;
+    let mut cluster = Cluster::new(7, 3);
+    cluster.enroll(&admin, &code).await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let long = AlertNews { what: "ü".repeat(20_001), subject: "s".repeat(5_000), ..alert("a", 9, true) };
+    assert_eq!(received(link.batch(5, 1, vec![told(1, long), entry(2)]).await), 2);
+    let kept = admin.store.alerts(None, 10, 0).await.unwrap().remove(0);
+    assert!(kept.what.len() <= 16 * 1024 && kept.what.ends_with('ü'), "{}", kept.what.len());
+    admin.stop().await;
+}
+
 #[tokio::test]
 async fn an_alert_that_no_site_sends_is_refused_and_stores_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -73,7 +89,7 @@ async fn an_alert_that_no_site_sends_is_refused_and_stores_nothing() {
     cluster.enroll(&admin, &code).await;
     for bad in [
         AlertNews { id: String::new(), ..alert("a", 9, true) },
-        AlertNews { what: "x".repeat(20_000), ..alert("a", 9, true) },
+        AlertNews { id: "x".repeat(20_000), ..alert("a", 9, true) },
         AlertNews { serial: u64::MAX, ..alert("a", 9, true) },
     ] {
         let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;

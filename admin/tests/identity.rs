@@ -106,10 +106,41 @@ async fn typed_values_stand_and_devices_leave_and_come_back() {
 }
 
 #[tokio::test]
+async fn what_is_typed_of_a_device_stands_before_its_first_reading() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let typed = Typed { field: "location".to_owned(), value: "Room 7".to_owned(), ..Typed::default() };
+    let typed = DeviceNews { typed: vec![typed], ..news(1, "d2", &["f2"]) };
+    assert_eq!(received(link.batch(5, 1, vec![told(1, typed), faced(2)]).await), 2);
+    assert_eq!(devices(&admin).await.remove(0).location.as_deref(), Some("Room 7"));
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_site_whose_calendar_was_ahead_does_not_stand_still() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let at = |seq: u64, at_ms: u64| {
+        let mut entry = OutboxEntry::decode(&entry(seq)[..]).unwrap();
+        entry.row.as_mut().unwrap().at_ms = at_ms;
+        entry.encode_to_vec()
+    };
+    let now = site::now().0;
+    let batch = vec![at(3, now + 2 * 86_400_000), at(6, now), at(9, now - 60_000)];
+    let batch = batch
+        .into_iter()
+        .zip(1..)
+        .map(|(entry, seq)| OutboxEntry { seq, ..OutboxEntry::decode(&entry[..]).unwrap() }.encode_to_vec());
+    assert_eq!(received(link.batch(5, 1, batch.collect()).await), 3);
+    assert_eq!(picture(&admin).await, [line("d0", 1006, 3)], "and what came late is history");
+    admin.stop().await;
+}
+
+#[tokio::test]
 async fn news_that_no_site_sends_are_refused_and_store_nothing() {
     let (_dir, admin, cluster) = enrolled().await;
     let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
-    let long = DeviceNews { faces: vec!["x".repeat(5_000)], ..news(1, "d1", &["f1"]) };
+    let long = DeviceNews { device: "x".repeat(5_000), ..news(1, "d1", &["f1"]) };
     let answer = link.batch(5, 1, vec![told(1, long)]).await;
     assert!(matches!(answer, Some(quire_proto::upstream::to_site::What::Refused(_))), "{answer:?}");
     assert_eq!(devices(&admin).await.len(), 0);

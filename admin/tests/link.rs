@@ -4,7 +4,9 @@
 
 mod site;
 
+use prost::Message as _;
 use prost::bytes::Bytes;
+use quire_admin::listing::DeviceQuery;
 use quire_proto::store::OutboxEntry;
 use quire_proto::upstream::enrollment_client::EnrollmentClient;
 use quire_proto::upstream::{FromSite, Goodbye, JobResult, SignRequest, from_site, job, to_site};
@@ -321,6 +323,45 @@ async fn jobs_reach_the_site_and_are_closed_by_it() {
     admin.stop().await;
 }
 
+/// More than are sent in one go, on a stream that breaks: the next one gets them all.
+#[tokio::test]
+async fn jobs_beyond_the_first_hundred_are_not_forgotten() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let kind = quire_admin::jobs::JobKind::ServiceMode(true);
+    for _ in 0..130 {
+        admin.store.add_job(1, &kind, site::now()).await.unwrap();
+    }
+    for epoch in [5, 6] {
+        let (mut link, _) = cluster.welcomed(admin.listen, 1, epoch).await;
+        let mut ids = std::collections::BTreeSet::new();
+        while ids.len() < 130 {
+            match link.next().await {
+                Some(to_site::What::Job(job)) => assert!(ids.insert(job.id), "twice on one stream"),
+                other => panic!("no job but {other:?} after {}", ids.len()),
+            }
+        }
+    }
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_revoked_site_never_fetched_is_not_kept() {
+    let (dir, admin, _cluster) = enrolled().await;
+    let secret = "correct-horse-battery-staple";
+    let kind = quire_admin::jobs::JobKind::Settings(format!("# {secret}"));
+    admin.store.add_job(1, &kind, site::now()).await.unwrap();
+    assert!(admin.store.revoke_site("acme-berlin", site::now()).await.unwrap());
+    let job = admin.store.jobs(None).await.unwrap().remove(0);
+    assert_eq!((job.state.as_str(), job.detail.as_deref()), ("failed", Some("the site was revoked")));
+    admin.stop().await;
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let path = file.unwrap().path();
+        let Ok(octets) = std::fs::read(&path) else { continue };
+        let found = octets.windows(secret.len()).any(|window| window == secret.as_bytes());
+        assert!(!found, "{}", path.display());
+    }
+}
+
 #[tokio::test]
 async fn the_link_signs_for_nodes_that_joined_later() {
     let (_dir, admin, cluster) = enrolled().await;
@@ -471,10 +512,55 @@ async fn a_revoked_site_enrols_again_with_a_new_code_and_goes_on() {
     assert!(admin.store.revoke_site("acme-berlin", site::now()).await.unwrap());
     let code = admin.add_site("acme-berlin").await;
     cluster.enroll(&admin, &code).await;
-    // The outbox numbers and epochs are the cluster's own: nothing is sent twice, and no old leader comes back.
+    // It goes on wherever the site does: what it sends again is known by its id.
     let (mut link, through) = cluster.welcomed(admin.listen, 1, 6).await;
-    assert_eq!(through, 10);
-    assert_eq!(received(link.batch(6, 11, entries(11, 12)).await), 12);
+    assert_eq!(through, 0);
+    assert_eq!(received(link.batch(6, 9, entries(9, 12)).await), 12);
+    assert_eq!(admin.store.count_readings(None).await.unwrap(), 12);
+    // What both registrations know is listed once, as the later one says it.
+    for query in [None, Some("acme-berlin".to_owned())] {
+        let query = DeviceQuery { site: query, limit: 10, ..DeviceQuery::default() };
+        let devices = admin.store.devices(&query).await.unwrap();
+        let totals: Vec<_> = devices.iter().map(|device| device.counters.total).collect();
+        assert_eq!(totals, [Some(1012), Some(1011)], "{devices:?}");
+        assert_eq!(admin.store.count_devices(&query).await.unwrap(), 2);
+    }
+    admin.stop().await;
+}
+
+/// Of a Web Admin that is a backup, or that was told of numbers that nobody can reach.
+#[tokio::test]
+async fn a_new_code_is_the_way_back_from_a_mark_that_the_site_does_not_believe() {
+    let (_dir, admin, mut cluster) = enrolled().await;
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    let run = OutboxEntry { seq: 1, superseded_through: i64::MAX as u64 - 1, ..OutboxEntry::default() };
+    assert_eq!(received(link.batch(5, 1, vec![run.encode_to_vec()]).await), i64::MAX as u64 - 1);
+    assert!(admin.store.revoke_site("acme-berlin", site::now()).await.unwrap());
+    let code = admin.add_site("acme-berlin").await;
+    cluster.enroll(&admin, &code).await;
+    let (mut link, through) = cluster.welcomed(admin.listen, 1, 6).await;
+    assert_eq!(through, 0);
+    assert_eq!(received(link.batch(6, 2_001, entries(2_001, 2_002)).await), 2_002);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_reading_id_is_its_clusters_own() {
+    let (_dir, admin, cluster) = enrolled().await;
+    let code = admin.add_site("other").await;
+    let mut other = Cluster::new(8, 3);
+    other.enroll(&admin, &code).await;
+    let (mut link, _) = other.welcomed(admin.listen, 1, 5).await;
+    let first = |at_ms| {
+        let mut entry = OutboxEntry::decode(&entry(1)[..]).unwrap();
+        entry.row.as_mut().unwrap().at_ms = at_ms;
+        vec![entry.encode_to_vec()]
+    };
+    assert_eq!(received(link.batch(5, 1, first(1_600_000_000_000)).await), 1);
+    let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
+    assert_eq!(received(link.batch(5, 1, first(1_700_000_000_000)).await), 1);
+    assert_eq!(admin.store.count_conflicts().await.unwrap(), 0);
+    assert_eq!(admin.store.count_readings(Some("acme-berlin")).await.unwrap(), 1);
     admin.stop().await;
 }
 

@@ -289,13 +289,20 @@ async fn write(mail: Option<&Mail>, cluster: &str, to: &str, mut rows: Vec<Alert
         more => format!("[Quire {cluster}] {more} alerts"),
     };
     let text: Vec<String> = rows.iter().map(paragraph).collect();
-    let letter = Letter { to: to.to_owned(), id: notification_id(first), subject, text: text.join("\n") };
+    let letter = Letter { to: to.to_owned(), id: letter_id(to, &rows), subject, text: text.join("\n") };
     match mail::send(mail, letter).await {
         Ok(()) => Told { taken: rows, failed: Vec::new() },
         Err(why) => {
             Told { taken: Vec::new(), failed: rows.into_iter().map(|row| (row, why.clone())).collect() }
         }
     }
+}
+
+/// The same whenever the same is said again to the same mailbox, and of no other mail: receivers drop what they know.
+fn letter_id(to: &str, rows: &[AlertRow]) -> String {
+    let said: Vec<String> = rows.iter().map(notification_id).collect();
+    let digest = crate::tls::pin(format!("{to}\n{}", said.join("\n")).as_bytes());
+    data_encoding::HEXLOWER.encode(&digest[..16])
 }
 
 fn state(row: &AlertRow) -> &'static str {
@@ -379,4 +386,18 @@ async fn commit(cluster: &Cluster, claim: Epoch, target: &str, told: &Told) -> b
         tracing::debug!(%error, "what was told is not committed");
     }
     committed.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mail_has_the_id_of_what_it_says_and_to_whom() {
+        let row = |id: &str| AlertRow { id: id.to_owned(), serial: 5, ..AlertRow::default() };
+        let id = |to: &str, ids: &[&str]| letter_id(to, &ids.iter().map(|id| row(id)).collect::<Vec<_>>());
+        assert_eq!(id("it@x", &["a"]), id("it@x", &["a"]));
+        assert_ne!(id("it@x", &["a"]), id("it@x", &["a", "b"]));
+        assert_ne!(id("it@x", &["a"]), id("oncall@x", &["a"]));
+    }
 }

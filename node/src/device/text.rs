@@ -7,14 +7,23 @@ const LATIN_2: i64 = 5;
 const SHIFT_JIS: [i64; 2] = [17, 2024];
 const ROMAN_8: i64 = 2004;
 
-/// Octets as text, trimmed of blanks, NULs and control characters; `None` when nothing is left.
+/// Octets that are read of one text: four times the longest DisplayString (RFC 2579). Whatever a device says goes into rows,
+/// names and alerts.
+const LONGEST: usize = 1020;
+
+/// Octets as text, cut at [`LONGEST`], trimmed of blanks, NULs and control characters; `None` when nothing is left.
 ///
 /// UTF-8 wins when it is valid: devices declare other sets and send UTF-8 (Brother says ISO 8859-2 and sends UTF-8).
 pub(crate) fn clean(octets: &[u8], charset: Option<i64>) -> Option<String> {
     let end = octets.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-    let octets = &octets[..end];
+    let whole = &octets[..end];
+    let octets = &whole[..end.min(LONGEST)];
     let text = match std::str::from_utf8(octets) {
         Ok(text) => text.to_owned(),
+        // A character that the cut went through.
+        Err(error) if error.error_len().is_none() && octets.len() < whole.len() => {
+            String::from_utf8_lossy(&octets[..error.valid_up_to()]).into_owned()
+        }
         Err(_) => decode(octets, charset),
     };
     let text: String = text.chars().map(|c| if c.is_control() { '\u{1}' } else { c }).collect();
@@ -159,6 +168,14 @@ mod tests {
         assert_eq!(clean(b"\x01\x15VNCRC48198", None).unwrap(), "VNCRC48198");
         assert_eq!(clean(b"   \0", None), None);
         assert_eq!(clean(b"", None), None);
+    }
+
+    #[test]
+    fn a_device_that_talks_without_end_is_cut_short() {
+        assert_eq!(clean("x".repeat(60_000).as_bytes(), None).unwrap().len(), LONGEST);
+        let cut = clean(format!("x{}", "ü".repeat(30_000)).as_bytes(), None).unwrap();
+        assert!(cut.len() < LONGEST && cut.chars().skip(1).all(|c| c == 'ü'), "{cut}");
+        assert_eq!(clean(&[0xe9; 60_000], None).unwrap().chars().count(), LONGEST);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use tonic::transport::Channel;
 
 use super::bundle::Bundles;
 use super::{Tools, wire};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ProposeError, PutError};
 use crate::device::script;
 use crate::{clock, tls};
 
@@ -270,7 +270,7 @@ impl Welcomed {
             Some(Down::Job(job)) => {
                 self.quiet_since = clock::steady();
                 let (id, wants_bundle) = (job.id.clone(), matches!(job.what, Some(JobWhat::Bundle(_))));
-                let result = self.session.work(job).await;
+                let Some(result) = self.session.work(job).await else { return Ok(Some(Ended::Lost)) };
                 // Then the bundle is the answer.
                 if !(wants_bundle && result.ok) {
                     self.send(Up::JobResult(result)).await?;
@@ -368,18 +368,55 @@ pub fn entries(tables: &impl Read, want: Fetch) -> anyhow::Result<(Vec<Bytes>, u
     Ok((entries, next - 1))
 }
 
+/// Octets of a job's id, of a segment and of a device: what is refused is remembered under it on every node.
+const NAMED: usize = 256;
+
+/// Why a job was not done.
+#[derive(Debug)]
+enum Undone {
+    /// For good.
+    Refused(String),
+    /// Who leads changed meanwhile, or the answer is not there in time: it may still take effect.
+    Unknown(String),
+}
+
+impl From<ProposeError> for Undone {
+    fn from(error: ProposeError) -> Self {
+        let why = error.to_string();
+        match error {
+            ProposeError::Rejected(_) | ProposeError::TooLong(_) => Undone::Refused(why),
+            ProposeError::NoQuorum | ProposeError::Timeout | ProposeError::Stopped(_) => Undone::Unknown(why),
+        }
+    }
+}
+
 impl Session {
-    /// Does what the Web Admin asks for.
-    async fn work(&self, job: Job) -> JobResult {
-        let done = self.attempt(&job.id, job.what).await;
-        let (ok, detail) = done.map_or_else(|why| (false, why), |detail| (true, detail));
-        JobResult { id: job.id, ok, detail }
+    /// Does what the Web Admin asks for. `None` where nobody can say what came of it: it asks again on another stream, and
+    /// what was done is not done twice.
+    async fn work(&self, job: Job) -> Option<JobResult> {
+        let (ok, detail) = match self.attempt(&job.id, job.what).await {
+            Ok(detail) => (true, detail),
+            Err(Undone::Refused(why)) => (false, why),
+            Err(Undone::Unknown(why)) => {
+                tracing::info!(job = job.id, why, "a job is left for the next stream");
+                return None;
+            }
+        };
+        Some(JobResult { id: job.id, ok, detail })
     }
 
-    /// What came of it, in words; or why nothing did.
-    async fn attempt(&self, id: &str, what: Option<JobWhat>) -> Result<String, String> {
-        fn said(error: impl ToString) -> String {
-            error.to_string()
+    /// What came of it, in words.
+    async fn attempt(&self, id: &str, what: Option<JobWhat>) -> Result<String, Undone> {
+        fn said(error: impl ToString) -> Undone {
+            Undone::Refused(error.to_string())
+        }
+        if let Some(JobWhat::SweepSegment(name) | JobWhat::ReadDevice(name)) = &what
+            && name.len() > NAMED
+        {
+            return Err(said("no segment and no device has such a long name"));
+        }
+        if id.len() > NAMED {
+            return Err(said("the job's id is too long"));
         }
         let by = "web admin".to_owned();
         let command = match what {
@@ -395,17 +432,20 @@ impl Session {
                 Kind::SetUpstreamMode(SetUpstreamMode { mode: mode.as_str().to_owned(), by })
             }
             Some(JobWhat::SettingsToml(text)) => {
-                let changes = self.cluster.put_settings(&text, &by, id, PATIENCE).await.map_err(said)?;
-                return Ok(changes.join("\n"));
+                let put = self.cluster.put_settings(&text, &by, id, PATIENCE).await;
+                return put.map(|changes| changes.join("\n")).map_err(|error| match error {
+                    PutError::Settings(error) => said(error),
+                    PutError::Propose(error) => error.into(),
+                });
             }
             Some(JobWhat::ScriptSource(source)) => {
                 let committed = rows::scripts(&self.cluster.view()).map_err(said)?;
                 let accepted = script::accept(&self.tools.scripts, &committed, source, &by, false).await;
                 Kind::PutScript(accepted.map_err(said)?.0)
             }
-            None => return Err("this version does not know the job".to_owned()),
+            None => return Err(said("this version does not know the job")),
         };
-        let outcome = self.cluster.propose_job(id, command, PATIENCE).await.map_err(said)?;
+        let outcome = self.cluster.propose_job(id, command, PATIENCE).await?;
         Ok(match outcome.result {
             Some(Answer::Changes(changes)) => changes,
             _ => String::new(),
@@ -437,6 +477,14 @@ mod tests {
         assert!(!is_due(&certificate, "2039-12-01T00:00:00Z".parse().unwrap()));
         assert!(is_due(&certificate, "2040-02-01T00:00:00Z".parse().unwrap()));
         assert!(is_due(&certificate, "2051-01-01T00:00:00Z".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_job_is_answered_only_where_it_is_known_what_came_of_it() {
+        let answered = |error: ProposeError| matches!(Undone::from(error), Undone::Refused(_));
+        assert!(answered(ProposeError::Rejected("no such segment".to_owned())));
+        assert!(answered(ProposeError::TooLong(5_000_000)));
+        assert!(!answered(ProposeError::NoQuorum) && !answered(ProposeError::Timeout));
     }
 
     #[test]

@@ -163,7 +163,9 @@ impl Scrubber {
         };
         // `::1` begins with what stands beside an address elsewhere.
         let bare = word.trim_matches(|c| matches!(c, '.' | ':'));
-        let found = [bare, word].into_iter().find_map(|text| ip(text).map(|ip| (text, ip)));
+        // Of `warehouse:10.1.9.7` the last letter of the zone is a hexadecimal digit.
+        let behind = bare.match_indices(':').map(|(at, _)| &bare[at + 1..]);
+        let found = [bare, word].into_iter().chain(behind).find_map(|text| ip(text).map(|ip| (text, ip)));
         found.filter(|(_, ip)| self.hide.iter().any(|prefix| prefix.contains(ip))).map(|(text, _)| text)
     }
 }
@@ -280,6 +282,7 @@ mod tests {
         let clean = |text: &str| scrubber.text(text);
         assert_eq!(clean("10.1.9.7:161: no answer; 10.1.8.7:161"), "…: no answer; 10.1.8.7:161");
         assert_eq!(clean("unit any:10.1.9.0/24 of 10.1.9.255."), "unit any:…/24 of ….");
+        assert_eq!(clean("warehouse:10.1.9.7, e:10.1.9.8:161"), "warehouse:…, e:…");
         assert_eq!(clean("[fd00:9::5]:161 fd00:8::5 at 12:30:10"), "[…]:161 fd00:8::5 at 12:30:10");
     }
 
