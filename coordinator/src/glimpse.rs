@@ -25,6 +25,13 @@ pub(crate) struct Granted {
     pub(crate) hops: Option<u32>,
 }
 
+/// Of a `store::FaceRow`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Faced {
+    #[prost(string, tag = "9")]
+    pub(crate) device: String,
+}
+
 /// Of a `store::OutboxEntry`.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Waiting {

@@ -3,6 +3,7 @@
 //! Architecture Invariant: this crate does no I/O, reads no clock, draws no random numbers and spawns
 //! nothing; its manifest and `.clippy.toml` keep it so. Time is an argument.
 
+mod ahead;
 pub mod alert;
 mod backlog;
 pub mod backoff;

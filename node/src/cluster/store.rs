@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quire_coordinator::tables::{Fault, Read, Row, Table};
+use quire_coordinator::tables::{Fault, Key, Read, Row, Table};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
     DBRawIterator, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions,
@@ -267,6 +267,20 @@ impl Read for Tables<'_> {
 
     fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
         range(self.store.db(), self.store.db(), self.active, table, from, limit)
+    }
+
+    fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Bytes>>, Fault> {
+        let Some((table, _)) = keys.first() else { return Ok(Vec::new()) };
+        let db = self.store.db();
+        let family = family(db, STATE[self.active]).map_err(fault(*table))?;
+        // Tables stand in the order of their numbers, so these are in order, too.
+        let stored = keys.iter().map(|(table, key)| state_key(*table, key));
+        let found = db.batched_multi_get_cf(family, stored, true);
+        let row = |((table, _), found): (&Key, Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>)| {
+            let found = found.map_err(|reason| Fault::Store { table: *table, reason: reason.to_string() })?;
+            Ok(found.map(|slice| Bytes::copy_from_slice(&slice)))
+        };
+        keys.iter().zip(found).map(row).collect()
     }
 }
 
