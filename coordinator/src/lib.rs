@@ -22,6 +22,7 @@ mod homes;
 pub mod identity;
 mod index;
 mod jobs;
+pub mod layer;
 pub mod membership;
 pub mod meters;
 mod news;

@@ -5,10 +5,11 @@
 
 use std::cell::{Ref, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
 
 use bytes::Bytes;
 use prost::Message;
+
+use crate::layer::{Layer, Written, merged};
 
 /// One table each; the number is the stored name and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -235,7 +236,7 @@ const SMALL: usize = 64;
 /// Uncommitted writes over a base: reads see them, the shell commits them as one batch.
 pub struct Overlay<'a> {
     base: &'a dyn Read,
-    writes: BTreeMap<Table, BTreeMap<Bytes, Option<Bytes>>>,
+    writes: BTreeMap<Table, Written>,
     known: RefCell<Known>,
     /// Devices written since [`Overlay::take_devices`], with what was written before; `None`: the base has it.
     devices: BTreeMap<Bytes, Option<Option<Bytes>>>,
@@ -327,10 +328,14 @@ impl<'a> Overlay<'a> {
 
     /// What was written, in table and key order; `None` deletes.
     pub fn into_writes(self) -> impl Iterator<Item = (Table, Bytes, Option<Bytes>)> {
-        let of = |(table, rows): (Table, BTreeMap<Bytes, Option<Bytes>>)| {
-            rows.into_iter().map(move |(key, value)| (table, key, value))
-        };
+        let of =
+            |(table, rows): (Table, Written)| rows.into_iter().map(move |(key, value)| (table, key, value));
         self.writes.into_iter().flat_map(of)
+    }
+
+    /// The same, to be read while the store takes it.
+    pub fn into_layer(self) -> Layer {
+        Layer(self.writes)
     }
 
     fn written(&self, table: Table, key: &[u8]) -> Option<&Option<Bytes>> {
@@ -394,33 +399,7 @@ impl Read for Overlay<'_> {
         let Some(written) = self.writes.get(&table) else {
             return self.base_rows(table, from, limit);
         };
-        let mut written = written.range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).peekable();
-        let mut rows = Vec::new();
-        let mut from = from.to_vec();
-        loop {
-            let page = self.base_rows(table, &from, limit)?;
-            let exhausted = page.len() < limit;
-            for (key, value) in page {
-                from = after(&key);
-                while let Some((earlier, value)) = written.next_if(|(k, _)| **k < key) {
-                    rows.extend(value.clone().map(|value| (earlier.clone(), value)));
-                }
-                match written.next_if(|(k, _)| **k == key) {
-                    Some((_, over)) => rows.extend(over.clone().map(|value| (key, value))),
-                    None => rows.push((key, value)),
-                }
-                if rows.len() >= limit {
-                    rows.truncate(limit);
-                    return Ok(rows);
-                }
-            }
-            if exhausted {
-                break;
-            }
-        }
-        rows.extend(written.filter_map(|(key, value)| value.clone().map(|value| (key.clone(), value))));
-        rows.truncate(limit);
-        Ok(rows)
+        merged(written, from, limit, |from| self.base_rows(table, from, limit))
     }
 }
 
