@@ -24,6 +24,7 @@ mod message;
 mod pace;
 mod peers;
 mod prepared;
+mod rhythm;
 mod shell;
 mod silence;
 mod socket;
