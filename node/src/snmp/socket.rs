@@ -7,13 +7,11 @@
 //! come from the sockets' error queues (IP_RECVERR), where the kernel says whom they are about.
 //!
 //! Packets are taken by `recvmmsg`, as many a call. The runtime is told of arrivals only while somebody wants to be woken by
-//! each: where very many answers are due, being woken costs more than all else ([`super::rhythm`]). It never watches for
-//! room to send, because that would wake it for every packet that left.
+//! each: where very many answers are due, being woken costs more than all else ([`super::rhythm`]).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -25,7 +23,7 @@ use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UdpSocket;
 
 use super::engine::Icmp;
 
@@ -47,8 +45,9 @@ pub(super) struct Sockets {
 
 /// One socket, and the runtime's eye on it.
 struct Port {
-    socket: Arc<Socket>,
-    watch: Option<AsyncFd<Arc<Socket>>>,
+    socket: Socket,
+    /// The same socket under another descriptor, so that it can be closed alone.
+    watch: Option<UdpSocket>,
 }
 
 /// What was received.
@@ -127,14 +126,14 @@ impl Batch {
 
 impl Port {
     fn open(address: SocketAddr, receive_buffer: usize) -> io::Result<Port> {
-        let mut port = Port { socket: Arc::new(open(address, receive_buffer)?), watch: None };
+        let mut port = Port { socket: open(address, receive_buffer)?, watch: None };
         port.watch()?;
         Ok(port)
     }
 
     fn watch(&mut self) -> io::Result<()> {
         if self.watch.is_none() {
-            self.watch = Some(AsyncFd::with_interest(self.socket.clone(), Interest::READABLE)?);
+            self.watch = Some(UdpSocket::from_std(self.socket.try_clone()?.into())?);
         }
         Ok(())
     }
@@ -142,7 +141,7 @@ impl Port {
     /// Does what does not wait; while the runtime watches, only where it has seen a reason to.
     fn attempt<T>(&self, reason: Interest, work: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
         match &self.watch {
-            Some(watch) => watch.try_io(reason, |socket| work(socket)),
+            Some(watch) => watch.try_io(reason, || work(&self.socket)),
             None => work(&self.socket),
         }
     }
@@ -240,7 +239,7 @@ impl Sockets {
 
     fn of(&self, peer: SocketAddr) -> Option<&Socket> {
         let port = if peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-        port.map(|port| &*port.socket)
+        port.map(|port| &port.socket)
     }
 
     /// Hands over what has come; `unasked`: even if the runtime has not seen anything come yet.
