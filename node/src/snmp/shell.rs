@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -18,6 +17,10 @@ use super::socket::{Batch, Sockets};
 use super::stats::Counters;
 use super::{Answer, Credential, Failure, Options, Patience, Question, Stats, Sweep, SweepEvent};
 
+/// Commands that may wait for the engine, which takes them all at every turn: as many as it would take up (`Options::window`),
+/// and this many at the least. Each is some 100 octets, so 7 MB. Beyond, a question is `Busy`, as it would be behind the door,
+/// and waiting for room would cost the asker twice as much.
+const COMMANDS: usize = 1024;
 /// Events of a sweep that may wait in its channel; then the core holds `sweep::BACKLOG` more and pulls no address.
 const EVENTS: usize = 1024;
 /// How long until a full sweep channel is looked at again.
@@ -33,11 +36,7 @@ pub struct Snmp(Arc<Door>);
 
 #[derive(Debug)]
 struct Door {
-    /// Bound: what is asked waits here at most `most` times, some 100 octets each and 7 MB in all; beyond, it is `Busy` as it
-    /// would be behind this door. Of the other commands there are as few as there are sweeps and changes of the settings.
-    commands: mpsc::UnboundedSender<Command>,
-    asked: Arc<AtomicUsize>,
-    most: usize,
+    commands: mpsc::Sender<Command>,
     counters: Arc<Counters>,
 }
 
@@ -70,8 +69,7 @@ impl Snmp {
             options.seed = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
         }
         let sockets = Sockets::open(options.receive_buffer)?;
-        let (commands, receiver) = mpsc::unbounded_channel();
-        let (asked, most) = (Arc::new(AtomicUsize::new(0)), options.window);
+        let (commands, receiver) = mpsc::channel(options.window.max(COMMANDS));
         let counters = Arc::new(Counters::default());
         let now = Instant::now();
         let shell = Shell {
@@ -79,7 +77,6 @@ impl Snmp {
             counters: counters.clone(),
             sockets,
             commands: receiver,
-            entered: asked.clone(),
             replies: Replies::default(),
             sweeps: Vec::new(),
             batch: Batch::default(),
@@ -88,7 +85,7 @@ impl Snmp {
             helper: None,
         };
         tokio::spawn(shell.run());
-        Ok(Snmp(Arc::new(Door { commands, asked, most, counters })))
+        Ok(Snmp(Arc::new(Door { commands, counters })))
     }
 
     /// Asks one peer one thing; the question is handed over at once. What waits for the answer is small, because there may be
@@ -101,13 +98,12 @@ impl Snmp {
         patience: Patience,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<Q> {
         let (reply, result) = oneshot::channel();
-        if self.0.asked.fetch_add(1, Relaxed) < self.0.most {
-            let question = Asked::of(&question.into(), credential);
-            let command = Command::Ask { peer, credential: credential.clone(), question, patience, reply };
-            self.command(command);
-        } else {
-            self.0.asked.fetch_sub(1, Relaxed);
-            // It waits right here to be taken.
+        let question = Asked::of(&question.into(), credential);
+        let command = Command::Ask { peer, credential: credential.clone(), question, patience, reply };
+        // A closed engine lets go of the question, and with it of the reply.
+        if let Err(mpsc::error::TrySendError::Full(Command::Ask { reply, .. })) =
+            self.0.commands.try_send(command)
+        {
             let _ = reply.send(Err(Failure::Busy));
         }
         async move { result.await.map_err(|_| Failure::Closed)?.map(|answer| *answer) }
@@ -145,9 +141,14 @@ impl Snmp {
         self.0.counters.read()
     }
 
-    /// Hands over a command; a closed engine lets go of it, and with it of whoever is to be told.
+    /// Hands over a command without waiting; behind a full queue it waits in a task of its own.
     fn command(&self, command: Command) {
-        let _ = self.0.commands.send(command);
+        if let Err(mpsc::error::TrySendError::Full(command)) = self.0.commands.try_send(command) {
+            let commands = self.0.commands.clone();
+            tokio::spawn(async move {
+                let _ = commands.send(command).await;
+            });
+        }
     }
 }
 
@@ -179,9 +180,7 @@ struct Shell {
     core: Core,
     counters: Arc<Counters>,
     sockets: Sockets,
-    commands: mpsc::UnboundedReceiver<Command>,
-    /// Questions that the door let in and that were not taken yet.
-    entered: Arc<AtomicUsize>,
+    commands: mpsc::Receiver<Command>,
     /// As many as the core has slots for requests.
     replies: Replies,
     sweeps: Vec<(u32, mpsc::Sender<SweepEvent>)>,
@@ -249,7 +248,6 @@ impl Shell {
     fn take(&mut self, command: Command) {
         match command {
             Command::Ask { peer, credential, question, patience, reply } => {
-                self.entered.fetch_sub(1, Relaxed);
                 let ticket = self.replies.add(reply);
                 self.core.ask_encoded(ticket, peer, credential, question, patience);
             }

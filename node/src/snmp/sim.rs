@@ -162,7 +162,7 @@ impl Device {
         Device { speaks, awake_at: Duration::ZERO, answers_from: None, error_status: 0 }
     }
 
-    fn receive(&mut self, datagram: &[u8], now: Duration) -> Option<Vec<u8>> {
+    pub(super) fn receive(&mut self, datagram: &[u8], now: Duration) -> Option<Vec<u8>> {
         if now < self.awake_at {
             return None;
         }
