@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_micros(500);
 /// Questions in flight below which every packet wakes.
 const CROWD: usize = 64;
-/// Packets within [`SPAN`] from which on looking is cheaper: a look costs what two or three wakings do.
-const MANY: usize = 6;
+/// Wakings within [`SPAN`] from which on looking is cheaper: a look costs what two or three do. Not packets: those that
+/// come many at a waking are as cheap already.
+const MANY: usize = 4;
 const SPAN: Duration = Duration::from_millis(1);
 /// Looks in a row that found next to nothing, after which packets wake again.
 const FEW: u32 = 8;
@@ -20,15 +21,15 @@ const FEW: u32 = 8;
 /// What is to be done about the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rhythm {
-    /// Every packet wakes; so many came since then.
-    Woken { since: Instant, came: usize },
+    /// Every packet wakes; so often one did since then.
+    Woken { since: Instant, times: usize },
     /// The next look, and how many in a row found next to nothing.
     Looking { next: Instant, idle: u32 },
 }
 
 impl Rhythm {
     pub(super) fn new(now: Instant) -> Rhythm {
-        Rhythm::Woken { since: now, came: 0 }
+        Rhythm::Woken { since: now, times: 0 }
     }
 
     /// The next look comes a moment after now.
@@ -53,15 +54,15 @@ impl Rhythm {
     pub(super) fn heard(&mut self, count: usize, in_flight: usize, now: Instant) {
         *self = match *self {
             _ if in_flight < CROWD => Rhythm::new(now),
-            Rhythm::Woken { since, came } if now.saturating_duration_since(since) < SPAN => {
-                match came + count {
-                    came if came < MANY => Rhythm::Woken { since, came },
+            Rhythm::Woken { since, times } if now.saturating_duration_since(since) < SPAN => {
+                match times + usize::from(count > 0) {
+                    times if times < MANY => Rhythm::Woken { since, times },
                     _ => Rhythm::looking(now),
                 }
             }
-            Rhythm::Woken { .. } => Rhythm::Woken { since: now, came: count },
+            Rhythm::Woken { .. } => Rhythm::Woken { since: now, times: usize::from(count > 0) },
             Rhythm::Looking { idle, .. } => {
-                let idle = if count * 3 < MANY { idle + 1 } else { 0 };
+                let idle = if count * 2 < MANY { idle + 1 } else { 0 };
                 match idle {
                     FEW.. => Rhythm::new(now),
                     _ => Rhythm::Looking { next: now + TICK, idle },
@@ -110,15 +111,19 @@ mod tests {
         let began = Instant::now();
         let mut rhythm = Rhythm::new(began);
         let at = |ticks: u32| began + ticks * TICK;
-        rhythm.heard(10, 1_000, began);
+        let crowd = |rhythm: &mut Rhythm, now| (0..MANY).for_each(|_| rhythm.heard(1, 1_000, now));
+        crowd(&mut rhythm, began);
         assert!(!rhythm.is_due(began) && rhythm.is_due(at(1)));
         (1..FEW).for_each(|tick| rhythm.heard(0, 1_000, at(tick)));
         assert_eq!(rhythm.next_look(), Some(at(FEW)));
         rhythm.heard(10, 1_000, at(FEW));
         (1..=FEW).for_each(|tick| rhythm.heard(1, 1_000, at(FEW + tick)));
         assert_eq!(rhythm.next_look(), None, "one answer a look is next to nothing");
-        rhythm.heard(10, 1_000, at(17));
+        crowd(&mut rhythm, at(17));
+        assert!(rhythm.next_look().is_some());
         rhythm.heard(10, 63, at(18));
         assert_eq!(rhythm.next_look(), None, "few are in flight");
+        rhythm.heard(64, 1_000, at(19));
+        assert_eq!(rhythm.next_look(), None, "many at one waking");
     }
 }

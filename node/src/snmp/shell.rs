@@ -280,6 +280,10 @@ impl Shell {
         // there was none.
         let judged = if all { now } else { now.checked_sub(FLOOD).unwrap_or(now) };
         self.heard_all = self.heard_all.max(judged);
+        if !all {
+            // More lies there: nobody has to be woken for it, and the time to look has come.
+            return true;
+        }
         let looked = self.rhythm.next_look().is_some();
         self.rhythm.heard(errors.count + datagrams.count, self.core.in_flight(), now);
         let looks = self.rhythm.next_look().is_some();
@@ -287,7 +291,7 @@ impl Shell {
             // Nobody will wake us.
             self.rhythm = Rhythm::looking(now);
         }
-        !all
+        false
     }
 
     /// Sends a batch; true when it was sent and there may be more.

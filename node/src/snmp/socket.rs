@@ -29,6 +29,8 @@ use super::engine::Icmp;
 
 /// Packets a system call, and datagrams that one socket may deliver before the others have their turn.
 pub(super) const BATCH: usize = 64;
+/// Datagrams a system call where packets wake.
+const WOKEN: usize = 16;
 /// Times that one packet is tried while the kernel answers with ICMP errors that earlier ones caused.
 const SEND_TRIES: usize = 8;
 /// What to ask of the kernel for sending, octets: a small packet counts for about 1 KB until its interface has it.
@@ -155,9 +157,11 @@ impl Port {
     ) -> Heard {
         let mut heard = Heard { count: 0, all: true };
         let mut work = |socket: &Socket| {
-            let mut parts = room.chunks_mut(LARGEST).map(|part| [IoSliceMut::new(part)]).collect::<Vec<_>>();
+            // Whoever is woken by each packet finds few at a time.
+            let most = if self.watch.is_some() { WOKEN } else { BATCH };
+            let parts = room.chunks_mut(LARGEST).take(most).map(|part| [IoSliceMut::new(part)]);
+            let mut parts = parts.collect::<Vec<_>>();
             let mut headers = MultiHeaders::<S>::preallocate(parts.len(), None);
-            let most = parts.len();
             let came =
                 recvmmsg(socket.as_raw_fd(), &mut headers, parts.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
             match came {
