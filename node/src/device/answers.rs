@@ -40,6 +40,11 @@ impl Answers {
         Answers(self.0, profiles)
     }
 
+    /// Makes room for so many more and for no others: there may be very many devices whose answers wait for the next.
+    pub(crate) fn expect(&mut self, count: usize) {
+        self.0.reserve_exact(count);
+    }
+
     /// Keeps a value; exceptions (RFC 3416 section 3) and NULL hold none.
     pub(crate) fn insert(&mut self, varbind: &VarBind) {
         if has_value(&varbind.value) {

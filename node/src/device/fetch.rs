@@ -60,6 +60,7 @@ impl Fetch {
             return;
         }
         let wanted: Vec<Oid> = self.pending.drain(..self.asked.min(self.pending.len())).collect();
+        answers.expect(wanted.len());
         for (at, oid) in wanted.iter().enumerate() {
             let fits = |varbind: &&VarBind| varbind.oid == *oid && has_value(&varbind.value);
             // Where it should be, or else anywhere.

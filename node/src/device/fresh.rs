@@ -9,11 +9,11 @@ use crate::snmp::Expected;
 #[derive(Clone, Debug)]
 pub(crate) struct Fresh {
     answers: Answers,
-    undecoded: Option<Undecoded>,
+    undecoded: Option<Box<Undecoded>>,
 }
 
 impl Fresh {
-    pub(super) fn new(answers: Answers, undecoded: Option<Undecoded>) -> Fresh {
+    pub(super) fn new(answers: Answers, undecoded: Option<Box<Undecoded>>) -> Fresh {
         Fresh { answers, undecoded }
     }
 

@@ -7,7 +7,7 @@
 //! device is read anew.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use quire_proto::oid::Oid;
@@ -34,9 +34,28 @@ const GLANCE: u8 = 3;
 const MOST_SINGLES: usize = 40;
 /// Instances that a plan takes over from profiles: two packets.
 const PROFILE_OIDS: usize = 64;
-/// What was learnt of a device, so that the next read of it takes one packet. Cheap to clone; opaque.
+/// What was learnt of a device, so that the next read of it takes one packet. Cheap to clone; opaque. Behind one pointer,
+/// because very many reads carry one about.
 #[derive(Clone, Debug, Default)]
-pub struct ReadPlan {
+pub struct ReadPlan(Box<Known>);
+
+impl Deref for ReadPlan {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        &self.0
+    }
+}
+
+impl DerefMut for ReadPlan {
+    fn deref_mut(&mut self) -> &mut Known {
+        &mut self.0
+    }
+}
+
+/// What a plan holds.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
     learnt: Option<Arc<Learnt>>,
     /// As the last read found them, in the order of the supplies.
     levels: Box<[i64]>,
@@ -177,7 +196,7 @@ impl ReadPlan {
     pub fn glimpsed(varbinds: &[VarBind]) -> ReadPlan {
         let mut seen = Answers::default();
         varbinds.iter().for_each(|varbind| seen.insert(varbind));
-        ReadPlan { seen, ..ReadPlan::default() }
+        ReadPlan(Box::new(Known { seen, ..Known::default() }))
     }
 
     pub(super) fn take_seen(&mut self) -> Answers {
@@ -475,13 +494,14 @@ impl ReadPlan {
         let profiles = answers.profiles().clone();
         let learnt =
             Learnt { shape: shared(shape), template, subject, profiles, charset, often_marks, all_marks };
-        let mut plan = ReadPlan {
+        let known = Known {
             learnt: Some(Arc::new(learnt)),
             levels: levels.into(),
             state,
             display,
-            ..ReadPlan::default()
+            ..Known::default()
         };
+        let mut plan = ReadPlan(Box::new(known));
         plan.learn_alerts(answers, &reading.supplies);
         plan
     }

@@ -76,22 +76,23 @@ pub struct Finished {
     pub(crate) fresh: Fresh,
 }
 
+/// Whatever is large in it stands behind a pointer: very many reads wait in the first phase.
 #[derive(Debug)]
 enum Phase {
     /// What every read asks for, in one GETBULK; the same by exact GETs; what is asked now and then.
     Often,
-    Exact(Fetch),
-    Thorough(Fetch),
+    Exact(Box<Fetch>),
+    Thorough(Box<Fetch>),
     /// The same by prepared questions, so many of which are answered.
     Rest(usize),
-    Who(Walk),
-    Supplies(Walk),
-    Private(Fetch),
-    Colors(Fetch),
-    Named(Walk),
-    Names(Walk),
+    Who(Box<Walk>),
+    Supplies(Box<Walk>),
+    Private(Box<Fetch>),
+    Colors(Box<Fetch>),
+    Named(Box<Walk>),
+    Names(Box<Walk>),
     /// The rows of prtAlertTable, where there are any.
-    Alerts(Walk),
+    Alerts(Box<Walk>),
     Done,
 }
 
@@ -105,7 +106,7 @@ pub struct Read {
     /// What the plan made of it.
     patched: Option<Box<Reading>>,
     answers: Answers,
-    undecoded: Option<Undecoded>,
+    undecoded: Option<Box<Undecoded>>,
     phase: Phase,
     asked: usize,
     heard: bool,
@@ -158,11 +159,11 @@ impl Read {
 
     fn alerts(&self) -> Phase {
         let columns = alert::COLUMNS.map(mib::oid);
-        Phase::Alerts(Walk::new(&[], &columns, alert::ROWS, ALERT_REPETITIONS, !self.no_bulk))
+        Phase::Alerts(Box::new(Walk::new(&[], &columns, alert::ROWS, ALERT_REPETITIONS, !self.no_bulk)))
     }
 
     fn exact(&self) -> Phase {
-        Phase::Exact(Fetch::new(self.plan.often().cloned().collect(), GET_WIDTH, false))
+        Phase::Exact(Box::new(Fetch::new(self.plan.often().cloned().collect(), GET_WIDTH, false)))
     }
 
     /// The next question, prepared where it was asked before; `None` when the read has finished.
@@ -215,7 +216,7 @@ impl Read {
             // Not as expected: the general way goes on from here.
             let mut fetch = Fetch::new(self.plan.rest().split_off(*answered * GET_WIDTH), GET_WIDTH, false);
             fetch.request();
-            self.phase = Phase::Thorough(fetch);
+            self.phase = Phase::Thorough(Box::new(fetch));
             self.decode();
         }
         match answer {
@@ -231,8 +232,8 @@ impl Read {
         let due = self.plan.is_watching();
         if matches!(self.phase, Phase::Often) {
             self.same_alerts = self.plan.see_watched(&answer);
-            self.undecoded =
-                Some(Undecoded { often: answer, watched: self.plan.watched_places(), rest: Vec::new() });
+            let watched = self.plan.watched_places();
+            self.undecoded = Some(Box::new(Undecoded { often: answer, watched, rest: Vec::new() }));
         } else if let (Phase::Rest(answered), Some(heard)) = (&mut self.phase, &mut self.undecoded) {
             heard.rest.push(answer);
             *answered += 1;
@@ -329,7 +330,7 @@ impl Read {
             walk.span(&mib::oid(mib::SUPPLY_ENTRY), &mib::oid(mib::SUPPLY_TYPE), SUPPLY_ROWS * 5);
             walk.want(FIRST_CELLS);
         }
-        self.phase = Phase::Who(walk);
+        self.phase = Phase::Who(Box::new(walk));
     }
 
     fn handle_response(&mut self, response: &Response) {
@@ -424,7 +425,7 @@ impl Read {
                 };
                 if other { self.alerts() } else { Phase::Done }
             }
-            Patched::Thorough => Phase::Thorough(Fetch::new(self.plan.rest(), GET_WIDTH, false)),
+            Patched::Thorough => Phase::Thorough(Box::new(Fetch::new(self.plan.rest(), GET_WIDTH, false))),
             Patched::Anew => {
                 self.start_over();
                 std::mem::replace(&mut self.phase, Phase::Done)
@@ -469,21 +470,25 @@ impl Read {
             Phase::Who(_) if self.no_bulk && has_printer_mib(&self.answers) => {
                 let columns = supply::COLUMNS.iter().chain([&mib::CONSOLE_TEXT]);
                 let many: Vec<Oid> = columns.map(|root| mib::oid(root)).collect();
-                Phase::Supplies(Walk::new(&[], &many, SUPPLY_ROWS, SUPPLY_REPETITIONS, false))
+                Phase::Supplies(Box::new(Walk::new(&[], &many, SUPPLY_ROWS, SUPPLY_REPETITIONS, false)))
             }
-            Phase::Who(_) | Phase::Supplies(_) => {
-                Phase::Private(Fetch::new(self.private(), VENDOR_GET_WIDTH, self.via == Via::SnmpV1))
-            }
+            Phase::Who(_) | Phase::Supplies(_) => Phase::Private(Box::new(Fetch::new(
+                self.private(),
+                VENDOR_GET_WIDTH,
+                self.via == Via::SnmpV1,
+            ))),
             Phase::Private(_) => {
                 let by_next = self.via == Via::SnmpV1;
-                Phase::Colors(Fetch::new(supply::colorants(&self.answers), GET_WIDTH, by_next))
+                Phase::Colors(Box::new(Fetch::new(supply::colorants(&self.answers), GET_WIDTH, by_next)))
             }
             Phase::Colors(_) => {
                 let families = brand::families(&self.answers);
                 let columns: Vec<Oid> = families.iter().flat_map(|family| family.columns()).collect();
-                Phase::Named(Walk::new(&[], &columns, NAMED_ROWS, NAMED_REPETITIONS, !self.no_bulk))
+                Phase::Named(Box::new(Walk::new(&[], &columns, NAMED_ROWS, NAMED_REPETITIONS, !self.no_bulk)))
             }
-            Phase::Named(_) => Phase::Names(Walk::new(&self.last_names(), &[], 0, 1, !self.no_bulk)),
+            Phase::Named(_) => {
+                Phase::Names(Box::new(Walk::new(&self.last_names(), &[], 0, 1, !self.no_bulk)))
+            }
             Phase::Names(_) if self.answers.first(mib::ALERT_CODE).is_some() => self.alerts(),
             Phase::Alerts(_) if self.planned => {
                 let supplies = self.patched.as_ref().map_or(&[][..], |reading| &reading.supplies);

@@ -149,6 +149,7 @@ impl Walk {
         }
         let mut moved = false;
         self.fits = u8::try_from(response.varbinds.len()).unwrap_or(u8::MAX);
+        answers.expect(response.varbinds.len());
         for (position, varbind) in response.varbinds.iter().enumerate() {
             let Some(at) = self.column_at(position) else { break };
             let column = &mut self.columns[at];

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::aimd::Complaint;
-use super::exchange::{Exchange, Owner};
+use super::exchange::{Asked, Exchange, Owner};
 use super::message::{self, Answered, Opened};
 use super::pace::{Ceiling, Random};
 use super::peers::Peers;
@@ -35,7 +35,7 @@ pub(crate) enum Icmp {
 }
 
 /// The result of one request, for whoever has its ticket.
-pub(crate) type Asked = (u64, Result<Answer, Failure>);
+pub(crate) type Told = (u64, Result<Box<Answer>, Failure>);
 
 pub(crate) struct Core {
     began: Instant,
@@ -57,7 +57,7 @@ pub(crate) struct Core {
     pub(super) last_served: u32,
     /// Slots that belong to requests, not sweeps.
     pub(super) asked: usize,
-    events: VecDeque<Asked>,
+    events: VecDeque<Told>,
     excluded: Vec<IpNet>,
     pub(super) salt: u64,
 }
@@ -102,15 +102,28 @@ impl Core {
         question: &Question,
         patience: Patience,
     ) {
+        let asked = Asked::of(question, &credential);
+        self.ask_encoded(ticket, peer, credential, asked, patience);
+    }
+
+    /// The same of a question that is encoded; without one it was not to be said.
+    pub(super) fn ask_encoded(
+        &mut self,
+        ticket: u64,
+        peer: SocketAddr,
+        credential: Arc<Credential>,
+        question: Option<Asked>,
+        patience: Patience,
+    ) {
         let queued = self.waiting.get(&peer).map_or(0, VecDeque::len);
         if self.asked >= self.options.window || queued >= QUEUE {
             self.events.push_back((ticket, Err(Failure::Busy)));
             return;
         }
-        if let (Credential::V1(_), Question::Prepared(_)) = (&*credential, question) {
+        let Some(question) = question else {
             self.events.push_back((ticket, Err(Failure::Malformed)));
             return;
-        }
+        };
         self.asked += 1;
         let exchange = Exchange::new(Owner::Ticket(ticket), credential, question, patience);
         self.enter(peer, Work::Exchange(Box::new(exchange)));
@@ -161,6 +174,16 @@ impl Core {
                 self.leave(alarm.slot);
             }
         }
+    }
+
+    /// Questions and probes that were begun and not ended.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.table.len()
+    }
+
+    /// True when a deadline has passed that `handle_timeout` was not told of.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        self.wheel.next().is_some_and(|at| at <= self.micros(now))
     }
 
     /// True while a sweep goes as fast as this machine can.
@@ -279,7 +302,7 @@ impl Core {
     }
 
     /// The next result of a request.
-    pub(crate) fn poll_event(&mut self) -> Option<Asked> {
+    pub(crate) fn poll_event(&mut self) -> Option<Told> {
         self.events.pop_front()
     }
 
@@ -298,7 +321,7 @@ impl Core {
         self.sweeps.get(&sweep).is_some_and(Run::has_events)
     }
 
-    pub(super) fn answered(&mut self, ticket: u64, result: Result<Answer, Failure>) {
+    pub(super) fn answered(&mut self, ticket: u64, result: Result<Box<Answer>, Failure>) {
         self.events.push_back((ticket, result));
     }
 
@@ -413,7 +436,7 @@ impl Core {
             Work::Vacant => return,
             Work::Probe { sweep, .. } => sweep,
             Work::Exchange(exchange) => match exchange.owner {
-                Owner::Ticket(ticket) => return self.answered(ticket, Ok(answer)),
+                Owner::Ticket(ticket) => return self.answered(ticket, Ok(Box::new(answer))),
                 Owner::Sweep { sweep, .. } => sweep,
             },
         };

@@ -53,7 +53,7 @@ fn ask(world: &mut World, credential: &Arc<Credential>, patience: Patience) -> R
     world.core.ask(9, peer(1), credential.clone(), &get(), patience);
     let (ticket, result) = world.result();
     assert_eq!(ticket, 9);
-    result
+    result.map(|answer| *answer)
 }
 
 #[test]

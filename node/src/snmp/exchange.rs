@@ -42,15 +42,25 @@ pub(crate) struct Exchange {
     synchronised: bool,
 }
 
-/// What is asked, encoded.
+/// What is asked, encoded: a tenth of what the names take that it was made of, and very many may wait.
 #[derive(Clone)]
-enum Asked {
+pub(super) enum Asked {
     /// For this exchange, or for all of a sweep.
     Once(Arc<Pdu>),
     Prepared(Arc<Prepared>),
 }
 
 impl Asked {
+    /// As it is to be sent under this credential; `None` for what its version of SNMP cannot say.
+    pub(super) fn of(question: &Question, credential: &Credential) -> Option<Asked> {
+        let v1 = matches!(credential, Credential::V1(_));
+        match question {
+            Question::Plain(request) => Some(Asked::Once(Arc::new(Pdu::new(request, v1)))),
+            Question::Prepared(_) if v1 => None,
+            Question::Prepared(prepared) => Some(Asked::Prepared(prepared.clone())),
+        }
+    }
+
     fn pdu(&self) -> &Pdu {
         match self {
             Asked::Once(pdu) => pdu,
@@ -112,20 +122,6 @@ impl Report {
 }
 
 impl Exchange {
-    pub(crate) fn new(
-        owner: Owner,
-        credential: Arc<Credential>,
-        question: &Question,
-        patience: Patience,
-    ) -> Exchange {
-        let v1 = matches!(*credential, Credential::V1(_));
-        let asked = match question {
-            Question::Plain(request) => Asked::Once(Arc::new(Pdu::new(request, v1))),
-            Question::Prepared(prepared) => Asked::Prepared(prepared.clone()),
-        };
-        Exchange::with(owner, credential, asked, patience)
-    }
-
     /// The answer, where it is just what a prepared question expects.
     pub(super) fn expected(&self, pdu: &Answered<'_>) -> Option<Expected> {
         match &self.question {
@@ -134,7 +130,12 @@ impl Exchange {
         }
     }
 
-    fn with(owner: Owner, credential: Arc<Credential>, question: Asked, patience: Patience) -> Exchange {
+    pub(super) fn new(
+        owner: Owner,
+        credential: Arc<Credential>,
+        question: Asked,
+        patience: Patience,
+    ) -> Exchange {
         Exchange {
             owner,
             credential,
@@ -320,7 +321,7 @@ impl Core {
         if let Some(credential) = run.users.get(usize::from(next)) {
             let owner = Owner::Sweep { sweep, next: next + 1 };
             let mut exchange =
-                Exchange::with(owner, credential.clone(), Asked::Once(run.pdu.clone()), Patience::Once);
+                Exchange::new(owner, credential.clone(), Asked::Once(run.pdu.clone()), Patience::Once);
             exchange.hint = hint;
             slot.work = Work::Exchange(Box::new(exchange));
             self.choose_phase(index);

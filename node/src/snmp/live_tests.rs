@@ -286,3 +286,57 @@ async fn the_engine_ends_with_its_last_clone() {
     // An endless sweep, and yet its channel closes.
     while events.recv().await.is_some() {}
 }
+
+/// One socket that answers for all of loopback, until it hears something empty.
+fn responder() -> (u16, std::thread::JoinHandle<()>) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let answer = move || {
+        let mut device = super::sim::Device::new(super::sim::Speaks::V2c);
+        let mut buffer = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            if len == 0 {
+                return;
+            }
+            let answer = device.receive(&buffer[..len], Duration::ZERO).unwrap();
+            socket.send_to(&answer, from).unwrap();
+        }
+    };
+    (port, std::thread::spawn(answer))
+}
+
+/// The engine stops being woken by packets in between, and must begin to be again.
+#[tokio::test]
+async fn a_crowd_is_answered_and_whoever_asks_behind_it_is_too() {
+    let (port, thread) = responder();
+    let patient = Options { retries: 14, timeout: Duration::from_secs(1), ..quick() };
+    let snmp = Snmp::bind(patient).await.unwrap();
+    let public = Arc::new(Credential::v2c("public").unwrap());
+    let peer = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from(0x7f01_0000 + n), port));
+    let ask = |n| snmp.ask(peer(n), &public, Request::Get(vec![sys_descr()]), Patience::Normal);
+    for _ in 0..3 {
+        let crowd = futures::future::join_all((1..2_000).map(ask)).await;
+        assert!(crowd.iter().all(|answer| answer.as_ref().is_ok_and(|answer| text(answer) == "sim")));
+        for n in 1..10 {
+            assert_eq!(text(&ask(n).await.unwrap()), "sim");
+        }
+    }
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[], ("127.0.0.1", port)).unwrap();
+    thread.join().unwrap();
+}
+
+/// Beyond as many questions as the engine takes up, one is told so at once; no other one is lost.
+#[tokio::test]
+async fn more_questions_than_there_is_room_for_are_busy() {
+    let (port, thread) = responder();
+    let narrow = Options { window: 100, retries: 14, timeout: Duration::from_secs(1), ..quick() };
+    let snmp = Snmp::bind(narrow).await.unwrap();
+    let public = Arc::new(Credential::v2c("public").unwrap());
+    let peer = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from(0x7f01_0000 + n), port));
+    let ask = |n| snmp.ask(peer(n), &public, Request::Get(vec![sys_descr()]), Patience::Normal);
+    let all = futures::future::join_all((1..=3_000).map(ask)).await;
+    let busy = all.iter().filter(|answer| matches!(answer, Err(Failure::Busy))).count();
+    assert_eq!((busy, all.iter().filter(|answer| answer.is_ok()).count()), (2_900, 100));
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[], ("127.0.0.1", port)).unwrap();
+    thread.join().unwrap();
+}

@@ -276,8 +276,7 @@ fn answered<'a>(message: &mut AsnReader<'a>) -> Result<Answered<'a>, Malformed> 
 pub(super) fn varbinds(contents: &[u8]) -> Result<(Vec<VarBind>, u32), Malformed> {
     let owner = &Bytes::copy_from_slice(contents);
     let mut reader = AsnReader::from_bytes(owner);
-    // The shortest binding that devices send has some 16 octets.
-    let mut varbinds = Vec::with_capacity(owner.len() / 16);
+    let mut varbinds = Vec::with_capacity(count(reader.clone())?);
     let mut undecodable = 0;
     while reader.bytes_left() > 0 {
         let mut pair = AsnReader::from_bytes(reader.read_raw(ber::SEQUENCE)?);
@@ -290,6 +289,16 @@ pub(super) fn varbinds(contents: &[u8]) -> Result<(Vec<VarBind>, u32), Malformed
         varbinds.push(VarBind { oid, value });
     }
     Ok((varbinds, undecodable))
+}
+
+/// How many variable bindings there are.
+fn count(mut reader: AsnReader<'_>) -> Result<usize, Malformed> {
+    let mut count = 0;
+    while reader.bytes_left() > 0 {
+        reader.read_raw(ber::SEQUENCE)?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 impl Answered<'_> {

@@ -24,6 +24,7 @@ mod message;
 mod pace;
 mod peers;
 mod prepared;
+mod rhythm;
 mod shell;
 mod silence;
 mod socket;
@@ -71,7 +72,7 @@ pub struct Options {
     pub retries: u8,
     /// All chance in the engine comes from this; 0 draws one from the system.
     pub seed: u64,
-    /// The most probes outstanding at once, and the most requests waiting or in flight. A probe is some 250 octets
+    /// The most probes outstanding at once, and the most requests waiting or in flight; beyond, a request is `Busy`. A probe is some 250 octets
     /// (`engine::tests::a_probe_is_small`); 65,536 of them were measured at 18 MB, allocator and all
     /// (`examples/sweep_rate.rs`).
     pub window: usize,

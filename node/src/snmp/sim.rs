@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use snmp2::AsnReader;
 
 use super::ber;
-use super::engine::{Asked, Core};
+use super::engine::{Core, Told};
 use super::message::{self, Opened, Sealed, Security};
 use super::pace::Random;
 use super::stats::Counters;
@@ -162,7 +162,7 @@ impl Device {
         Device { speaks, awake_at: Duration::ZERO, answers_from: None, error_status: 0 }
     }
 
-    fn receive(&mut self, datagram: &[u8], now: Duration) -> Option<Vec<u8>> {
+    pub(super) fn receive(&mut self, datagram: &[u8], now: Duration) -> Option<Vec<u8>> {
         if now < self.awake_at {
             return None;
         }
@@ -318,11 +318,11 @@ impl World {
     }
 
     /// Runs until one request has its result.
-    pub(super) fn result(&mut self) -> Asked {
+    pub(super) fn result(&mut self) -> Told {
         let until = self.now + Duration::from_secs(600);
         loop {
-            if let Some(asked) = self.core.poll_event() {
-                return asked;
+            if let Some(told) = self.core.poll_event() {
+                return told;
             }
             assert!(self.step(until), "no result within ten minutes");
         }

@@ -5,18 +5,23 @@
 //! `examples/sweep_rate.rs` over loopback, where nearly all of it is the kernel's. `sendmmsg` is
 //! rustix's, because nix's reads uninitialised addresses when the number of packets sent is counted. ICMP errors
 //! come from the sockets' error queues (IP_RECVERR), where the kernel says whom they are about.
+//!
+//! Packets are taken by `recvmmsg`, as many a call. The runtime is told of arrivals only while somebody wants to be woken by
+//! each: where very many answers are due, being woken costs more than all else ([`super::rhythm`]).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt, sockopt,
+    ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike, recvmmsg, recvmsg,
+    setsockopt, sockopt,
 };
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
@@ -24,6 +29,8 @@ use super::engine::Icmp;
 
 /// Packets a system call, and datagrams that one socket may deliver before the others have their turn.
 pub(super) const BATCH: usize = 64;
+/// Datagrams a system call where packets wake.
+const WOKEN: usize = 16;
 /// Times that one packet is tried while the kernel answers with ICMP errors that earlier ones caused.
 const SEND_TRIES: usize = 8;
 /// What to ask of the kernel for sending, octets: a small packet counts for about 1 KB until its interface has it.
@@ -32,9 +39,26 @@ const SEND_BUFFER: usize = 4 << 20;
 const LARGEST: usize = 65_535;
 
 pub(super) struct Sockets {
-    v4: UdpSocket,
-    v6: Option<UdpSocket>,
-    buffer: Vec<u8>,
+    v4: Port,
+    v6: Option<Port>,
+    /// Room for [`BATCH`] datagrams of [`LARGEST`]; what was never written to takes no memory.
+    room: Vec<u8>,
+}
+
+/// One socket, and the runtime's eye on it.
+struct Port {
+    socket: Socket,
+    /// The same socket under another descriptor, so that it can be closed alone.
+    watch: Option<UdpSocket>,
+}
+
+/// What was received.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Heard {
+    /// Datagrams and errors.
+    pub(super) count: usize,
+    /// There was nothing more at that moment.
+    pub(super) all: bool,
 }
 
 /// Packets on their way into the kernel; at most [`BATCH`], their buffers used again and again.
@@ -102,65 +126,150 @@ impl Batch {
     }
 }
 
+impl Port {
+    fn open(address: SocketAddr, receive_buffer: usize) -> io::Result<Port> {
+        let mut port = Port { socket: open(address, receive_buffer)?, watch: None };
+        port.watch()?;
+        Ok(port)
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        if self.watch.is_none() {
+            self.watch = Some(UdpSocket::from_std(self.socket.try_clone()?.into())?);
+        }
+        Ok(())
+    }
+
+    /// Does what does not wait; while the runtime watches, only where it has seen a reason to.
+    fn attempt<T>(&self, reason: Interest, work: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
+        match &self.watch {
+            Some(watch) => watch.try_io(reason, || work(&self.socket)),
+            None => work(&self.socket),
+        }
+    }
+
+    /// Hands over at most [`BATCH`] datagrams.
+    fn receive<S: SockaddrLike + Copy>(
+        &self,
+        unasked: bool,
+        room: &mut [u8],
+        mut take: impl FnMut(S, &[u8]),
+    ) -> Heard {
+        let mut heard = Heard { count: 0, all: true };
+        let mut work = |socket: &Socket| {
+            // Whoever is woken by each packet finds few at a time.
+            let most = if self.watch.is_some() { WOKEN } else { BATCH };
+            let parts = room.chunks_mut(LARGEST).take(most).map(|part| [IoSliceMut::new(part)]);
+            let mut parts = parts.collect::<Vec<_>>();
+            let mut headers = MultiHeaders::<S>::preallocate(parts.len(), None);
+            let came =
+                recvmmsg(socket.as_raw_fd(), &mut headers, parts.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
+            match came {
+                Ok(came) => {
+                    for message in came {
+                        heard.count += 1;
+                        if let (Some(from), Some(datagram)) = (message.address, message.iovs().next()) {
+                            take(from, datagram);
+                        }
+                    }
+                    heard.all = heard.count < most;
+                }
+                Err(Errno::EAGAIN) => {}
+                // An ICMP error, that the error queue tells in full.
+                Err(_) => (heard.count, heard.all) = (1, false),
+            }
+            // Fewer than there was room for: the next call would find nothing, and the runtime should know.
+            if heard.all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        };
+        let _: io::Result<()> =
+            if unasked { work(&self.socket) } else { self.attempt(Interest::READABLE, work) };
+        heard
+    }
+
+    /// Hands over whom ICMP errors were about.
+    fn receive_errors<S: SockaddrLike + Copy>(&self, mut take: impl FnMut(S, Icmp)) -> Heard {
+        let mut heard = Heard::default();
+        while heard.count < BATCH {
+            match self.attempt(Interest::ERROR, |socket| take_error::<S>(socket.as_raw_fd())) {
+                Ok(about) => {
+                    heard.count += 1;
+                    if let Some((peer, icmp)) = about {
+                        take(peer, icmp);
+                    }
+                }
+                Err(_) => {
+                    heard.all = true;
+                    break;
+                }
+            }
+        }
+        heard
+    }
+
+    async fn ready(&self) {
+        match &self.watch {
+            Some(watch) => drop(watch.ready(Interest::READABLE | Interest::ERROR).await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Heard {
+    fn and(self, other: Heard) -> Heard {
+        Heard { count: self.count + other.count, all: self.all && other.all }
+    }
+}
+
 impl Sockets {
     /// Opens both on ports of the kernel's choice; a host without IPv6 has only the one.
     pub(super) fn open(receive_buffer: usize) -> io::Result<Sockets> {
         Ok(Sockets {
-            v4: open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), receive_buffer)?,
-            v6: open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), receive_buffer).ok(),
-            buffer: vec![0; LARGEST],
+            v4: Port::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), receive_buffer)?,
+            v6: Port::open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), receive_buffer).ok(),
+            room: vec![0; BATCH * LARGEST],
         })
     }
 
-    fn of(&self, peer: SocketAddr) -> Option<&UdpSocket> {
-        if peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() }
+    /// Whether the runtime is to be woken by what comes; else whoever wants to know looks. Gives what is so now.
+    pub(super) fn watch(&mut self, wanted: bool) -> bool {
+        let mut ports = std::iter::once(&mut self.v4).chain(&mut self.v6);
+        if !wanted {
+            ports.for_each(|port| port.watch = None);
+            return false;
+        }
+        // Where the kernel has no room to watch them, looking goes on.
+        ports.all(|port| port.watch().is_ok())
     }
 
-    /// Hands over what has come; false when there was nothing.
-    pub(super) fn receive(&mut self, mut take: impl FnMut(SocketAddr, &[u8])) -> bool {
-        let mut any = false;
-        for socket in std::iter::once(&self.v4).chain(&self.v6) {
-            for _ in 0..BATCH {
-                match socket.try_recv_from(&mut self.buffer) {
-                    Ok((len, from)) => take(from, &self.buffer[..len]),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error, that the error queue tells in full.
-                    Err(_) => {}
-                }
-                any = true;
-            }
-        }
-        any
+    fn of(&self, peer: SocketAddr) -> Option<&Socket> {
+        let port = if peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
+        port.map(|port| &port.socket)
     }
 
-    /// Hands over whom ICMP errors were about; false when there were none.
-    pub(super) fn receive_errors(&self, mut take: impl FnMut(SocketAddr, Icmp)) -> bool {
-        let mut any = false;
-        for socket in std::iter::once(&self.v4).chain(&self.v6) {
-            for _ in 0..BATCH {
-                let fd = socket.as_raw_fd();
-                let v4 = std::ptr::eq(socket, &self.v4);
-                let taken = socket.try_io(Interest::ERROR, || match v4 {
-                    true => take_error::<SockaddrIn>(fd)
-                        .map(|about| about.map(|(at, icmp)| (SocketAddr::V4(at.into()), icmp))),
-                    false => take_error::<SockaddrIn6>(fd)
-                        .map(|about| about.map(|(at, icmp)| (SocketAddr::V6(at.into()), icmp))),
-                });
-                let Ok(about) = taken else { break };
-                any = true;
-                if let Some((peer, icmp)) = about {
-                    take(peer, icmp);
-                }
-            }
-        }
-        any
+    /// Hands over what has come; `unasked`: even if the runtime has not seen anything come yet.
+    pub(super) fn receive(&mut self, unasked: bool, mut take: impl FnMut(SocketAddr, &[u8])) -> Heard {
+        let room = &mut self.room;
+        let v4 = self
+            .v4
+            .receive(unasked, room, |from: SockaddrIn, datagram| take(SocketAddr::V4(from.into()), datagram));
+        let Some(v6) = &self.v6 else { return v4 };
+        v4.and(v6.receive(unasked, room, |from: SockaddrIn6, datagram| {
+            take(SocketAddr::V6(from.into()), datagram)
+        }))
+    }
+
+    /// Hands over whom ICMP errors were about.
+    pub(super) fn receive_errors(&self, mut take: impl FnMut(SocketAddr, Icmp)) -> Heard {
+        let v4 = self.v4.receive_errors(|at: SockaddrIn, icmp| take(SocketAddr::V4(at.into()), icmp));
+        let Some(v6) = &self.v6 else { return v4 };
+        v4.and(v6.receive_errors(|at: SockaddrIn6, icmp| take(SocketAddr::V6(at.into()), icmp)))
     }
 
     /// Sends the rest of the batch. What cannot be sent is given to `refused`, with whether it is only that some queue is
     /// full; what the kernel has no room for now stays in the batch.
     pub(super) fn send(&self, batch: &mut Batch, refused: impl FnMut(SocketAddr, bool)) {
         let by_socket = |peer: SocketAddr, packets: &[(SocketAddr, Vec<u8>)]| match self.of(peer) {
-            Some(socket) => socket.try_io(Interest::WRITABLE, || send_some(socket, packets)),
+            Some(socket) => send_some(socket, packets),
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
         };
         batch.send_by(by_socket, refused);
@@ -168,27 +277,26 @@ impl Sockets {
 
     /// The same sockets once more, for a thread of its own.
     pub(super) fn duplicate(&self) -> io::Result<(Socket, Option<Socket>)> {
-        let v6 = self.v6.as_ref().map(|socket| SockRef::from(socket).try_clone()).transpose()?;
-        Ok((SockRef::from(&self.v4).try_clone()?, v6))
+        let v6 = self.v6.as_ref().map(|port| port.socket.try_clone()).transpose()?;
+        Ok((self.v4.socket.try_clone()?, v6))
     }
 
-    /// Waits until something can be read, or an error, or the rest of `batch` can be sent.
-    pub(super) async fn ready(&self, batch: &Batch) {
-        let blocked = batch.packets[..batch.filled].get(batch.sent).map(|(peer, _)| peer.is_ipv4());
+    /// Waits until something can be read, or an error; for ever while nobody watches.
+    pub(super) async fn ready(&self) {
         let v6 = async {
             match &self.v6 {
-                Some(socket) => drop(socket.ready(interest(blocked == Some(false))).await),
+                Some(port) => port.ready().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            _ = self.v4.ready(interest(blocked == Some(true))) => {}
+            () = self.v4.ready() => {}
             () = v6 => {}
         }
     }
 }
 
-fn open(address: SocketAddr, receive_buffer: usize) -> io::Result<UdpSocket> {
+fn open(address: SocketAddr, receive_buffer: usize) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -202,17 +310,14 @@ fn open(address: SocketAddr, receive_buffer: usize) -> io::Result<UdpSocket> {
         let _ = set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE);
     }
     let _ = socket.set_send_buffer_size(SEND_BUFFER);
-    // The kernel gives what it may; a smaller buffer loses answers to a fast sweep, nothing else.
-    let _ = socket.set_recv_buffer_size(receive_buffer);
+    // The kernel gives what it may, all of it to whoever may set up networks; a smaller buffer loses answers to a fast sweep
+    // or to very many reads, nothing else.
+    if setsockopt(&socket, sockopt::RcvBufForce, &receive_buffer).is_err() {
+        let _ = socket.set_recv_buffer_size(receive_buffer);
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    UdpSocket::from_std(socket.into())
-}
-
-/// What to wake for.
-fn interest(blocked: bool) -> Interest {
-    let hear = Interest::READABLE | Interest::ERROR;
-    if blocked { hear | Interest::WRITABLE } else { hear }
+    Ok(socket)
 }
 
 /// Sends packets of one address family; gives how many the kernel took. An error is about the first of them, or an

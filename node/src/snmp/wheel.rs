@@ -13,9 +13,23 @@ pub(crate) struct Alarm {
     pub(crate) id: u32,
 }
 
-/// Bound: one alarm a transmission, and no transmission without a slot; all gone within one round.
+/// An alarm and the next one of its tick.
+#[derive(Clone, Copy)]
+struct Link {
+    alarm: Alarm,
+    next: u32,
+}
+
+/// No link.
+const END: u32 = u32::MAX;
+
+/// Bound: one alarm a transmission, and no transmission without a slot; all gone within one round. A tick is a chain through
+/// what all ticks share, so that a burst leaves no room behind in the tick that it fell into.
 pub(crate) struct Wheel {
-    ticks: Vec<Vec<Alarm>>,
+    heads: Box<[u32]>,
+    links: Vec<Link>,
+    /// The first of the links that are free.
+    free: u32,
     /// One bit for each tick that has alarms.
     occupied: [u64; TICKS / 64],
     /// The next tick to be looked at.
@@ -24,19 +38,31 @@ pub(crate) struct Wheel {
 
 impl Wheel {
     pub(crate) fn new() -> Wheel {
-        Wheel { ticks: vec![Vec::new(); TICKS], occupied: [0; TICKS / 64], next: 0 }
+        let heads = vec![END; TICKS].into_boxed_slice();
+        Wheel { heads, links: Vec::new(), free: END, occupied: [0; TICKS / 64], next: 0 }
     }
 
     /// Wakes `alarm` at `at` microseconds or up to a tick later; a deadline beyond the horizon is woken early.
     pub(crate) fn set(&mut self, at: u64, alarm: Alarm) {
         let tick = at.div_ceil(1 << TICK).clamp(self.next, self.next + TICKS as u64 - 1);
         let place = tick as usize % TICKS;
-        self.ticks[place].push(alarm);
+        let link = Link { alarm, next: self.heads[place] };
+        self.heads[place] = match self.free {
+            END => {
+                self.links.push(link);
+                self.links.len() as u32 - 1
+            }
+            free => {
+                let room = &mut self.links[free as usize];
+                self.free = std::mem::replace(room, link).next;
+                free
+            }
+        };
         self.occupied[place / 64] |= 1 << (place % 64);
     }
 
-    /// Swaps the alarms of the next tick that has some and is not later than `now` with `alarms`, which is empty and whose
-    /// room is used again; false where there is none.
+    /// Moves the alarms of the next tick that has some and is not later than `now` to `alarms`, in the order in which they
+    /// were set; false where there is none.
     pub(crate) fn due(&mut self, now: u64, alarms: &mut Vec<Alarm>) -> bool {
         let last = now >> TICK;
         match self.first() {
@@ -44,7 +70,14 @@ impl Wheel {
                 let place = tick as usize % TICKS;
                 self.next = tick + 1;
                 self.occupied[place / 64] &= !(1 << (place % 64));
-                std::mem::swap(&mut self.ticks[place], alarms);
+                let mut at = std::mem::replace(&mut self.heads[place], END);
+                let from = alarms.len();
+                while let Some(link) = self.links.get_mut(at as usize) {
+                    alarms.push(link.alarm);
+                    let next = std::mem::replace(&mut link.next, self.free);
+                    self.free = std::mem::replace(&mut at, next);
+                }
+                alarms[from..].reverse();
                 true
             }
             _ => {
@@ -98,6 +131,19 @@ mod tests {
         assert!(!wheel.due(at, &mut due));
         wheel.set(60_000_000, alarm);
         assert!(wheel.next().unwrap() > at);
+    }
+
+    #[test]
+    fn bursts_in_different_ticks_share_their_room() {
+        let mut wheel = Wheel::new();
+        let mut due = Vec::new();
+        for round in 0..20 {
+            let now = round * 50_000;
+            (0..100).for_each(|slot| wheel.set(now + 10_000, Alarm { slot, id: round as u32 }));
+            while wheel.due(now + 20_000, &mut due) {}
+            assert!(due.drain(..).map(|alarm| alarm.slot).eq(0..100), "in the order in which they were set");
+        }
+        assert!(wheel.links.len() <= 100, "{}", wheel.links.len());
     }
 
     proptest! {
