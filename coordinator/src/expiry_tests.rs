@@ -29,7 +29,8 @@ impl World {
     fn new() -> Self {
         let mut world =
             World { tables: MemoryTables::default(), index: 0, at_ms: 1_000_000, claim: 0, seq: 0 };
-        let first = Some(Member { id: 1, name: "n1".into(), ..Member::default() });
+        let cluster_version = quire_proto::CLUSTER_VERSION;
+        let first = Some(Member { id: 1, name: "n1".into(), cluster_version, ..Member::default() });
         world.apply(Kind::Bootstrap(Bootstrap { first, ..Bootstrap::default() }));
         world.apply(Kind::PutSettings(PutSettings { expire_after_ms: LIMIT, ..PutSettings::default() }));
         world.claim = world.index + 1;

@@ -113,7 +113,7 @@ fn keep_reading(
     let newest = in_order || observation.at_ms >= device.metered_at_ms;
     if newest {
         homes::settle(tables, &mut device, &place)?;
-        follow(tables, clerk, (node, observation.at_ms), &mut device, &reading);
+        follow(tables, clerk, (node, observation.at_ms, meta.cluster_version), &mut device, &reading);
         expiry::was_read(tables, meta, clerk, &mut device)?;
         device.node = node.0;
         // Read before the way was measured, or by a node that did not know it yet: as far as the unit.
@@ -178,11 +178,12 @@ fn pin(device: &mut DeviceRow, certificate: &Bytes) {
 fn follow(
     tables: &mut Overlay<'_>,
     clerk: &mut Clerk,
-    (node, at_ms): (NodeId, u64),
+    (node, at_ms, version): (NodeId, u64, u32),
     device: &mut DeviceRow,
     reading: &Reading,
 ) {
-    let mut events = meters::follow(&mut device.meters, &reading.counters, &reading.sources, at_ms);
+    let (counters, sources) = (&reading.counters, &reading.sources);
+    let mut events = meters::follow(&mut device.meters, counters, sources, at_ms, version);
     events.extend(supplies::follow(&mut device.parts, &reading.supplies, at_ms));
     for event in events {
         clerk.event(tables, &EventRow { device: device.id.clone(), node: node.0, ..event });

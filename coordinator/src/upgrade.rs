@@ -21,6 +21,8 @@ pub const ROUTER_TRIAL: u32 = 2;
 pub const TIMING: u32 = 2;
 /// Certificates in the members' rows, and changes of the cluster key and of the CA (`crate::rotation`).
 pub const ROTATION: u32 = 2;
+/// Meters come back to a source that tells again, and a jump counts when a second reading confirms it.
+pub const METERS: u32 = 3;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

@@ -169,7 +169,12 @@ fn enrolling_anew_leaves_no_certificate_of_the_site_before() {
     };
     let token = CreateToken { id: "t".into(), expires_at_ms: u64::MAX, ..CreateToken::default() };
     world.done(Kind::CreateToken(token));
-    let second = Member { name: "n2".into(), address: "n2".into(), ..Member::default() };
+    let second = Member {
+        name: "n2".into(),
+        address: "n2".into(),
+        cluster_version: quire_proto::CLUSTER_VERSION,
+        ..Member::default()
+    };
     world.done(Kind::Join(Join { token_id: "t".into(), member: Some(second), ..Join::default() }));
     let second = world.index;
     world.done(enroll("a", vec![certificate(1, b"1 at a"), certificate(second, b"2 at a")]));
