@@ -184,7 +184,7 @@ fn follow(
 ) {
     let (counters, sources) = (&reading.counters, &reading.sources);
     let mut events = meters::follow(&mut device.meters, counters, sources, at_ms, version);
-    events.extend(supplies::follow(&mut device.parts, &reading.supplies, at_ms));
+    events.extend(supplies::follow(&mut device.parts, &reading.supplies, at_ms, version));
     for event in events {
         clerk.event(tables, &EventRow { device: device.id.clone(), node: node.0, ..event });
     }

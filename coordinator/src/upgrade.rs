@@ -23,6 +23,8 @@ pub const TIMING: u32 = 2;
 pub const ROTATION: u32 = 2;
 /// Meters come back to a source that tells again, and a jump counts when a second reading confirms it.
 pub const METERS: u32 = 3;
+/// A supply that falls far from reading to reading is followed.
+pub const SUPPLY_FALLS: u32 = 3;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {
