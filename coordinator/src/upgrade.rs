@@ -21,6 +21,8 @@ pub const ROUTER_TRIAL: u32 = 2;
 pub const TIMING: u32 = 2;
 /// Certificates in the members' rows, and changes of the cluster key and of the CA (`crate::rotation`).
 pub const ROTATION: u32 = 2;
+/// Faces that differ by their engines alone count once, and so many of them are kept.
+pub const ENGINES: u32 = 3;
 /// Meters come back to a source that tells again, and a jump counts when a second reading confirms it.
 pub const METERS: u32 = 3;
 /// A supply that falls far from reading to reading is followed.
