@@ -27,6 +27,10 @@ pub const ENGINES: u32 = 3;
 pub const METERS: u32 = 3;
 /// A supply that falls far from reading to reading is followed.
 pub const SUPPLY_FALLS: u32 = 3;
+/// Devices in units that are in no plan, as printers on a node's own cables, grow old by the cluster's time.
+pub const UNPLANNED_AGE: u32 = 3;
+/// Times that lie in the leader's future bar nobody from an address.
+pub const BOUND_HOMES: u32 = 3;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {
