@@ -16,10 +16,10 @@ use crate::glimpse::Granted;
 use crate::homes::{self, Place};
 use crate::news::{self, Clerk};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
-use crate::{backlog, expiry, faces, history, meters, rows, supplies};
+use crate::{backlog, expiry, faces, history, meters, rows, supplies, upgrade};
 
 /// A node's clock may be so far ahead of the leader's, milliseconds; what it says beyond is not believed.
-const AHEAD_MS: u64 = 60_000;
+pub(crate) const AHEAD_MS: u64 = 60_000;
 
 /// Applies a record at the leader's time `now_ms`; returns the node's highest kept observation number.
 pub(crate) fn apply(
@@ -103,6 +103,7 @@ fn keep_reading(
         unit: &observation.unit,
         address: &observation.address,
         at_ms: observation.at_ms,
+        led_ms: if meta.cluster_version < upgrade::BOUND_HOMES { u64::MAX } else { clerk.at_ms },
     };
     let (mut device, face) = faces::place(tables, meta, clerk, (node.0, &place), &reading)?;
     if observation.facts_only {
@@ -110,7 +111,7 @@ fn keep_reading(
     }
     // Whoever owns the unit hands in its readings in their order, whatever its clock says; for others the time decides.
     let in_order = !late && device.unit == observation.unit;
-    let newest = in_order || observation.at_ms >= device.metered_at_ms;
+    let newest = in_order || observation.at_ms >= homes::bounded(device.metered_at_ms, place.led_ms);
     if newest {
         homes::settle(tables, &mut device, &place)?;
         follow(tables, clerk, (node, observation.at_ms, meta.cluster_version), &mut device, &reading);

@@ -43,6 +43,28 @@ fn a_clock_that_is_ahead_freezes_no_device() {
 }
 
 #[test]
+fn a_calendar_that_was_ahead_makes_nobody_homeless() {
+    let mut world = World::new();
+    let (now, hour) = (1_000 * DAY, DAY / 24);
+    let read = |world: &mut World, led_at_ms: u64, seq, host: &str, serial: &str, mac: &str| {
+        // It takes some seconds into the log.
+        let observation = Observation { at_ms: led_at_ms - 5_000, ..seen(seq, host, serial, mac, 70) };
+        record_at(world, led_at_ms, 1, &observation);
+        let serial = format!("serial:{serial}");
+        let device = world.devices().into_iter().find(|row| row.evidence.contains(&serial)).unwrap();
+        (device.address, device.unit)
+    };
+    let lives = |host: &str| (format!("{host}:161"), UNIT.to_owned());
+    read(&mut world, now + 2 * DAY, 1, "10.0.0.5", "CNB1001", MAC_A);
+    assert_eq!(read(&mut world, now, 2, "10.0.0.6", "CNB1001", MAC_A), lives("10.0.0.6"));
+    assert_eq!(read(&mut world, now + hour, 3, "10.0.0.5", "CNB1001", MAC_A), lives("10.0.0.5"));
+    // Nor whoever comes to where somebody was seen in the future.
+    read(&mut world, now + 2 * DAY, 4, "10.0.0.7", "CNB1001", MAC_A);
+    assert_eq!(read(&mut world, now + 2 * hour, 5, "10.0.0.7", "CNB1002", MAC_B), lives("10.0.0.7"));
+    assert_eq!(read(&mut world, now + 3 * hour, 6, "10.0.0.8", "CNB1001", MAC_A), lives("10.0.0.8"));
+}
+
+#[test]
 fn a_clock_that_is_ahead_freezes_no_unit() {
     let mut world = World::new();
     let (now, future) = (1_000 * DAY, 1_365 * DAY);
