@@ -33,6 +33,8 @@ pub const UNPLANNED_AGE: u32 = 3;
 pub const BOUND_HOMES: u32 = 3;
 /// Among the targets of an alert those make room that were told longest ago, or that the rule does not name any more.
 pub const OLD_TARGETS: u32 = 3;
+/// What is asked for is asked for at the leader's time.
+pub const LED_ASKS: u32 = 3;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

@@ -146,6 +146,29 @@ fn a_job_that_comes_again_is_answered_again_and_not_done_again() {
 }
 
 #[test]
+fn what_is_asked_for_is_asked_for_at_the_leaders_time() {
+    let mut world = World::new();
+    world.record(1, &[seen(1, "10.0.0.5", "CNB1001", MAC_A, 70)]);
+    let device = world.devices()[0].id.clone();
+    let (now, hour) = (1_000 * DAY, DAY / 24);
+    for (n, at_ms) in (1..).zip([now - hour, now + hour]) {
+        let led_at_ms = now + n;
+        let mut obey = |kind| {
+            let command = Command { at_ms, led_at_ms, kind: Some(kind), ..Command::default() };
+            assert!(!matches!(world.obey(&command), Answer::Rejected(_)));
+            let explore_ms = rows::meta(&world.tables).unwrap().explore_asked_at_ms;
+            [world.unit().asked_at_ms, world.devices()[0].asked_at_ms, explore_ms]
+        };
+        let ask = |what| Kind::Ask(Ask { by: "op".into(), what: Some(what) });
+        obey(ask(AskWhat::SweepSegment(UNIT.into())));
+        obey(ask(AskWhat::Explore(true)));
+        assert_eq!(obey(ask(AskWhat::ReadDevice(device.clone()))), [led_at_ms; 3]);
+        let again = PutSettings { sweep_again: true, ..PutSettings::default() };
+        assert_eq!(obey(Kind::PutSettings(again))[0], led_at_ms);
+    }
+}
+
+#[test]
 fn remembered_jobs_are_bounded() {
     let mut world = World::new();
     for n in 0..1_003 {
