@@ -406,6 +406,39 @@ fn what_was_typed_stays_until_it_is_cleared_and_follows_merges() {
 }
 
 #[test]
+fn a_new_web_admin_is_told_of_what_was_typed() {
+    let sights =
+        [at(1, Some(1), Some(1), 5, 7), at(2, Some(2), Some(2), 6, 9), at(3, Some(3), Some(3), 7, 9)];
+    let mut world = told(&sights);
+    let [first, second, third] = [5, 6, 7].map(|host| {
+        let lives = |row: &DeviceRow| row.address == format!("10.0.0.{host}:161");
+        world.devices().into_iter().find(lives).unwrap().id
+    });
+    // Typed for the younger of two that are merged then.
+    world.done(set(&second, "asset", "A-4711"));
+    world.done(set(&third, "name", "Reception"));
+    world.done(decide(Decide::Merge(Merge { into: first.clone(), from: second })));
+    // A site before has all of it.
+    world.done(Kind::Enroll(Enroll { site: "a".into(), ..Enroll::default() }));
+    let through = world.outbox().last().unwrap().seq;
+    world.done(Kind::Ack(Ack { claim: world.claim, through }));
+    assert!(world.outbox().is_empty());
+    world.done(Kind::Enroll(Enroll { site: "b".into(), ..Enroll::default() }));
+    let mut told = BTreeMap::new();
+    let mut known = BTreeSet::new();
+    for entry in world.outbox() {
+        known.extend(entry.row.map(|row| row.device));
+        if let Some(news) = entry.news {
+            assert!(known.contains(&news.device), "it keeps nothing about devices that it does not know");
+            let typed: Vec<String> = news.typed.into_iter().map(|typed| typed.value).collect();
+            told.insert(news.device, typed);
+        }
+    }
+    let all = [(first, vec!["A-4711".to_owned()]), (third, vec!["Reception".to_owned()])];
+    assert_eq!(told, all.into());
+}
+
+#[test]
 fn the_first_certificate_stays_wherever_the_device_lives_until_it_is_forgotten() {
     let mut world = World::new();
     let read = |hour: u64, host: u8, octet: u8, length: usize| Observation {

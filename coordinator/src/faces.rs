@@ -371,6 +371,7 @@ fn carry_out(
             tables.put(Table::Faces, face.key.as_bytes(), face);
         }
         let row = derive(tables, id, group)?;
+        crate::typed::inherits(tables, meta, &row)?;
         if gained {
             told.push(row.id.clone());
         }

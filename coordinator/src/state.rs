@@ -364,6 +364,7 @@ fn enroll(tables: &mut Overlay<'_>, index: u64, at_ms: u64, enroll: &Enroll) -> 
     let mut meta = rows::meta(tables)?;
     meta.upstream = Some(Enroll { identities: Vec::new(), ..enroll.clone() });
     alert::tell_all(tables, &mut meta)?;
+    typed::tell_all(tables, &mut meta)?;
     rows::put_meta(tables, &meta);
     // Certificates of the site before are worth nothing at this one.
     for mut member in rows::members(tables)? {

@@ -35,6 +35,8 @@ pub const BOUND_HOMES: u32 = 3;
 pub const OLD_TARGETS: u32 = 3;
 /// What is asked for is asked for at the leader's time.
 pub const LED_ASKS: u32 = 3;
+/// A Web Admin that is new is told of what operators typed.
+pub const TYPED_TOLD: u32 = 3;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {
