@@ -12,7 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use quire_proto::store::{AlertNews, DeviceNews, Meta, OutboxDay, OutboxEntry, ReadingRow};
 
-use crate::glimpse::Waiting;
+use crate::glimpse::{Dated, Waiting};
 use crate::rows::{self, number_key};
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table};
 
@@ -24,10 +24,11 @@ const WAITING_FOR_ENROLMENT: u64 = 50_000;
 /// away for longer, each device adds one entry a day: 10,000 devices and 30 days are 300 MB, not 7.2 GB.
 pub(crate) const WHOLE: u64 = 50_000;
 
-fn day_key(device: &str, at_ms: u64) -> Vec<u8> {
+/// The key of a device's day in [`Table::OutboxDays`].
+pub(crate) fn day_key(device: &[u8], at_ms: u64) -> Vec<u8> {
     // Days of 4 octets last until the year 11,000,000.
     let day = u32::try_from(rows::day(at_ms)).unwrap_or(u32::MAX);
-    [device.as_bytes(), &[0], &day.to_be_bytes()].concat()
+    [device, &[0], &day.to_be_bytes()].concat()
 }
 
 /// Appends a reading.
@@ -39,7 +40,7 @@ pub(crate) fn put(
     first_seen_ms: u64,
 ) -> Result<(), Fault> {
     let seq = meta.outbox_next.max(1);
-    let (day, at_ms) = (day_key(&row.device, row.at_ms), row.at_ms);
+    let (day, at_ms) = (day_key(row.device.as_bytes(), row.at_ms), row.at_ms);
     let (row, zone) = (Some(row), zone.to_owned());
     append(tables, meta, OutboxEntry { seq, row, zone, first_seen_ms, ..OutboxEntry::default() })?;
     let last: Option<OutboxDay> = tables.row(Table::OutboxDays, &day)?;
@@ -86,23 +87,32 @@ fn append(tables: &mut Overlay<'_>, meta: &mut Meta, entry: OutboxEntry) -> Resu
 pub(crate) fn trim(tables: &mut Overlay<'_>, meta: &mut Meta, through: u64) -> Result<(), Fault> {
     /// Entries looked at together.
     const PAGE: usize = 512;
+    // No more of them than numbers: while nobody enrols, each reading trims one.
+    let numbers = usize::try_from(through.saturating_sub(meta.outbox_acked)).unwrap_or(PAGE);
+    let most = numbers.clamp(1, PAGE);
     let mut from = number_key(meta.outbox_acked + 1).to_vec();
     loop {
-        let page = tables.range(Table::Outbox, &from, PAGE)?;
-        let whole = page.len() == PAGE;
-        for (key, stored) in page {
-            if number(&key) > through {
-                meta.outbox_acked = meta.outbox_acked.max(through);
-                return Ok(());
-            }
-            remove(tables, &key, stored)?;
+        let page = tables.range(Table::Outbox, &from, most)?;
+        let more = page.len() == most && page.last().is_some_and(|(key, _)| number(key) < through);
+        let mut going = Vec::new();
+        for (key, stored) in page.into_iter().take_while(|(key, _)| number(key) <= through) {
+            going.push((key, glimpse(stored)?));
+        }
+        let days = going.iter().filter_map(|(_, entry)| entry.row.as_ref().map(day_of));
+        tables.fetch(days.map(|day| (Table::OutboxDays, Bytes::from(day))).collect())?;
+        for (key, entry) in going {
+            remove(tables, &key, &entry)?;
             from = crate::tables::after(&key);
         }
-        if !whole {
+        if !more {
             meta.outbox_acked = meta.outbox_acked.max(through);
             return Ok(());
         }
     }
+}
+
+fn day_of(row: &Dated) -> Vec<u8> {
+    day_key(row.device.as_bytes(), row.at_ms)
 }
 
 /// Numbers what waits from `base` on, in its order and without gaps. All of it is in one entry's writes: at 1 KB each,
@@ -111,13 +121,13 @@ pub(crate) fn renumber(tables: &mut Overlay<'_>, meta: &mut Meta, base: u64) -> 
     let mut next = base;
     for (key, stored) in tables.range(Table::Outbox, &[], usize::MAX)? {
         let entry = decode(stored.clone())?;
-        let day = entry.row.as_ref().map(|row| (day_key(&row.device, row.at_ms), row.at_ms));
+        let day = entry.row.as_ref().map(|row| (day_key(row.device.as_bytes(), row.at_ms), row.at_ms));
         let last = match &day {
             Some((day, _)) => tables.row::<OutboxDay>(Table::OutboxDays, day)?,
             None => None,
         };
         let was_last = last.is_some_and(|last| last.seq == entry.seq);
-        remove(tables, &key, stored)?;
+        remove(tables, &key, &glimpse(stored)?)?;
         if let Some((day, at_ms)) = day.filter(|_| was_last) {
             tables.put(Table::OutboxDays, &day, &OutboxDay { seq: next, at_ms });
         }
@@ -142,11 +152,9 @@ fn glimpse(stored: Bytes) -> Result<Waiting, Fault> {
 }
 
 /// Removes an entry, and what says that it is its day's last.
-fn remove(tables: &mut Overlay<'_>, key: &[u8], stored: Bytes) -> Result<(), Fault> {
-    let entry = glimpse(stored)?;
+fn remove(tables: &mut Overlay<'_>, key: &[u8], entry: &Waiting) -> Result<(), Fault> {
     tables.delete(Table::Outbox, key);
-    let Some(row) = entry.row else { return Ok(()) };
-    let day = day_key(&row.device, row.at_ms);
+    let Some(day) = entry.row.as_ref().map(day_of) else { return Ok(()) };
     let last: Option<OutboxDay> = tables.row(Table::OutboxDays, &day)?;
     if last.is_some_and(|last| last.seq == entry.seq) {
         tables.delete(Table::OutboxDays, &day);
@@ -174,7 +182,7 @@ pub(crate) fn compact(
         }
         through = seq;
         let Some(row) = glimpse(stored)?.row else { continue };
-        let last: Option<OutboxDay> = tables.row(Table::OutboxDays, &day_key(&row.device, row.at_ms))?;
+        let last: Option<OutboxDay> = tables.row(Table::OutboxDays, &day_of(&row))?;
         if last.is_some_and(|last| last.seq != seq) {
             tables.delete(Table::Outbox, &key);
         }

@@ -11,6 +11,7 @@ use quire_proto::id::DeviceId;
 use quire_proto::reading::Reading;
 use quire_proto::store::{DecisionRow, DeviceRow, FaceRow, KeyRow, Meta, Provenance, ReviewRow};
 
+use crate::ahead::Seen;
 use crate::evidence::{Evidence, address_key, but_for_engine, models_agree, plain_model};
 use crate::expiry;
 use crate::history;
@@ -39,12 +40,11 @@ pub(crate) fn place(
     meta: &mut Meta,
     clerk: &mut Clerk,
     (node, place): (u64, &Place<'_>),
-    reading: &Reading,
+    Seen { reading, evidence, face }: &Seen,
 ) -> Result<(DeviceRow, String), Fault> {
-    let evidence = Evidence::new(&reading.facts, place.zone, place.address);
-    let face = match evidence.face() {
+    let face = match face {
         Some(key) => {
-            let (face, device) = strong(tables, meta, clerk, (node, place), (&evidence, key), reading)?;
+            let (face, device) = strong(tables, meta, clerk, (node, place), (evidence, key), reading)?;
             if let Some(device) = device {
                 // Nothing moved: the row in hand says whose face it is.
                 return Ok((tables.row(Table::Devices, device.as_bytes())?.unwrap_or_default(), face));
@@ -68,22 +68,22 @@ fn strong(
     meta: &mut Meta,
     clerk: &mut Clerk,
     (node, place): (u64, &Place<'_>),
-    (evidence, key): (&Evidence, String),
+    (evidence, key): (&Evidence, &str),
     reading: &Reading,
 ) -> Result<(String, Option<String>), Fault> {
     let mut known: Option<FaceRow> = tables.row(Table::Faces, key.as_bytes())?;
-    let (mut evidence, mut key) = (Cow::Borrowed(evidence), key);
+    let (mut evidence, mut key) = (Cow::Borrowed(evidence), Cow::Borrowed(key));
     if known.is_none()
         && meta.cluster_version >= upgrade::ENGINES
         && has_many_engines(tables, &evidence, &key)?
     {
         evidence.to_mut().engine = None;
-        key = evidence.face().unwrap_or(key);
+        key = evidence.face().map_or(key, Cow::Owned);
         known = tables.row(Table::Faces, key.as_bytes())?;
     }
     let is_new = known.is_none();
     let mut face = known.unwrap_or_else(|| FaceRow {
-        key: key.clone(),
+        key: key.to_string(),
         serial: evidence.serial.clone(),
         vendor: evidence.vendor.clone(),
         mac: evidence.mac.clone(),
@@ -93,7 +93,7 @@ fn strong(
     });
     see(&mut face, node, place, reading);
     tables.put(Table::Faces, key.as_bytes(), &face);
-    let mut around = vec![key.clone()];
+    let mut around = vec![key.to_string()];
     let mut alone = true;
     for evidence in evidence.strong() {
         let mut row: KeyRow = tables.row(Table::Keys, evidence.as_bytes())?.unwrap_or_default();
@@ -102,9 +102,9 @@ fn strong(
             // It may have become so where each engine counted.
             row.common &= is_common(meta, &row);
         }
-        let joins = !row.common && !row.faces.contains(&key);
+        let joins = !row.common && !row.faces.iter().any(|face| *face == key);
         if joins {
-            row.faces.push(key.clone());
+            row.faces.push(key.to_string());
             row.common = is_common(meta, &row);
             if row.common {
                 around.extend(row.faces.iter().cloned());
@@ -116,13 +116,13 @@ fn strong(
         alone &= row.common || row.faces.len() == 1;
     }
     if !is_new && alone {
-        return Ok((key, Some(face.device)));
+        return Ok((key.into_owned(), Some(face.device)));
     }
     work_out(tables, meta, clerk, &around)?;
     if is_new && adopt(tables, &key, &evidence.address)? {
         work_out(tables, meta, clerk, &around)?;
     }
-    Ok((key, None))
+    Ok((key.into_owned(), None))
 }
 
 fn is_common(meta: &Meta, key: &KeyRow) -> bool {
@@ -194,7 +194,7 @@ fn adopt(tables: &mut Overlay<'_>, key: &str, address: &str) -> Result<bool, Fau
     Ok(true)
 }
 
-fn became(face: &str) -> String {
+pub(crate) fn became(face: &str) -> String {
     format!("became:{face}")
 }
 

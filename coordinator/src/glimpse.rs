@@ -25,6 +25,13 @@ pub(crate) struct Granted {
     pub(crate) hops: Option<u32>,
 }
 
+/// Of a `store::FaceRow`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Faced {
+    #[prost(string, tag = "9")]
+    pub(crate) device: String,
+}
+
 /// Of a `store::OutboxEntry`.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Waiting {
@@ -46,7 +53,7 @@ pub(crate) struct Dated {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quire_proto::store::{DeviceRow, OutboxEntry, ReadingRow, UnitRow};
+    use quire_proto::store::{DeviceRow, FaceRow, OutboxEntry, ReadingRow, UnitRow};
 
     #[test]
     fn a_glimpse_sees_what_the_row_says() {
@@ -60,6 +67,8 @@ mod tests {
         };
         let home = Home::decode(&device.encode_to_vec()[..]).unwrap();
         assert_eq!((home.id, home.zone, home.address), (device.id, device.zone, device.address));
+        let face = FaceRow { key: "f".into(), device: "d".into(), born: "b".into(), ..FaceRow::default() };
+        assert_eq!(Faced::decode(&face.encode_to_vec()[..]).unwrap().device, face.device);
         let unit = UnitRow { node: 7, epoch: 8, hops: Some(0), cost: 9, ..UnitRow::default() };
         let granted = Granted { node: 7, epoch: 8, hops: Some(0) };
         assert_eq!(Granted::decode(&unit.encode_to_vec()[..]).unwrap(), granted);

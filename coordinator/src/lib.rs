@@ -3,6 +3,7 @@
 //! Architecture Invariant: this crate does no I/O, reads no clock, draws no random numbers and spawns
 //! nothing; its manifest and `.clippy.toml` keep it so. Time is an argument.
 
+mod ahead;
 pub mod alert;
 mod backlog;
 pub mod backoff;
@@ -21,6 +22,7 @@ mod homes;
 pub mod identity;
 mod index;
 mod jobs;
+pub mod layer;
 pub mod membership;
 pub mod meters;
 mod news;

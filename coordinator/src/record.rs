@@ -6,12 +6,12 @@
 use bytes::Bytes;
 use ipnet::IpNet;
 use prost::Message;
-use quire_proto::convert;
 use quire_proto::id::{NodeId, UnitId, reading_id};
 use quire_proto::reading::Reading;
 use quire_proto::store::observation::What;
 use quire_proto::store::{DeviceRow, EventRow, Meta, Observation, ReadingRow, Record, SweepMark, UnitRow};
 
+use crate::ahead::{self, Seen, Sighting};
 use crate::glimpse::Granted;
 use crate::homes::{self, Place};
 use crate::news::{self, Clerk};
@@ -32,14 +32,21 @@ pub(crate) fn apply(
     let mut through = rows::recorded_through(tables, node)?;
     let mut meta = rows::meta(tables)?;
     let mut clerk = Clerk::new(index, now_ms);
-    for stored in &record.observations {
-        // A damaged observation was refused when it was spooled; one of a newer version is skipped.
-        let Ok(observation) = Observation::decode(stored.clone()) else { continue };
-        if observation.seq <= through {
-            continue;
+    for some in record.observations.chunks(ahead::TOGETHER) {
+        let mut sightings = Vec::new();
+        for stored in some {
+            // A damaged observation was refused when it was spooled; one of a newer version is skipped.
+            let Ok(observation) = Observation::decode(stored.clone()) else { continue };
+            if observation.seq <= through {
+                continue;
+            }
+            through = observation.seq;
+            sightings.push(Sighting::of(believed(observation, now_ms)));
         }
-        through = observation.seq;
-        one(tables, &mut meta, (node, &mut clerk), &believed(observation, now_ms))?;
+        ahead::fetch(tables, &sightings)?;
+        for sighting in &sightings {
+            one(tables, &mut meta, (node, &mut clerk), sighting)?;
+        }
     }
     rows::put_recorded_through(tables, node, through);
     history::compact(tables, &mut meta, now_ms, record.observations.len(), &history::BOUNDS)?;
@@ -62,10 +69,10 @@ fn one(
     tables: &mut Overlay<'_>,
     meta: &mut Meta,
     (node, clerk): (NodeId, &mut Clerk),
-    observation: &Observation,
+    sighting: &Sighting,
 ) -> Result<(), Fault> {
-    let id = observation.unit.parse::<UnitId>().ok();
-    let unit: Option<Granted> = match &id {
+    let (observation, id) = (&sighting.observation, sighting.unit.as_ref());
+    let unit: Option<Granted> = match id {
         Some(id) => tables.row(Table::Units, id.as_str().as_bytes())?,
         None => None,
     };
@@ -73,13 +80,15 @@ fn one(
     let in_force = granted || observation.local;
     match &observation.what {
         Some(What::Reading(reading)) => {
-            let unit = (id.as_ref(), unit.and_then(|unit| unit.hops));
-            keep_reading(tables, meta, (node, clerk), (observation, unit), reading, !in_force)
+            // What cannot be read was refused when it was spooled.
+            let Some(seen) = &sighting.seen else { return Ok(()) };
+            let unit = (id, unit.and_then(|unit| unit.hops));
+            keep_reading(tables, meta, (node, clerk), (observation, unit), (seen, reading), !in_force)
         }
         Some(What::Silence(silence)) if in_force => note_silence(tables, observation, &silence.device),
         Some(What::Sweep(mark)) => {
             if let Some(id) = id.filter(|_| in_force)
-                && let Some(unit) = rows::unit(tables, &id)?
+                && let Some(unit) = rows::unit(tables, id)?
             {
                 note_sweep(tables, unit, mark, observation.at_ms);
             }
@@ -94,10 +103,9 @@ fn keep_reading(
     meta: &mut Meta,
     (node, clerk): (NodeId, &mut Clerk),
     (observation, (unit, unit_hops)): (&Observation, (Option<&UnitId>, Option<u32>)),
-    stored: &Bytes,
+    (seen, stored): (&Seen, &Bytes),
     late: bool,
 ) -> Result<(), Fault> {
-    let Ok(reading) = convert::decode(stored) else { return Ok(()) };
     let place = Place {
         zone: unit.map_or("", UnitId::zone),
         unit: &observation.unit,
@@ -105,7 +113,7 @@ fn keep_reading(
         at_ms: observation.at_ms,
         led_ms: if meta.cluster_version < upgrade::BOUND_HOMES { u64::MAX } else { clerk.at_ms },
     };
-    let (mut device, face) = faces::place(tables, meta, clerk, (node.0, &place), &reading)?;
+    let (mut device, face) = faces::place(tables, meta, clerk, (node.0, &place), seen)?;
     if observation.facts_only {
         return keep_facts(tables, meta, (node, clerk), (observation, &place), stored, device);
     }
@@ -114,7 +122,7 @@ fn keep_reading(
     let newest = in_order || observation.at_ms >= homes::bounded(device.metered_at_ms, place.led_ms);
     if newest {
         homes::settle(tables, &mut device, &place)?;
-        follow(tables, clerk, (node, observation.at_ms, meta.cluster_version), &mut device, &reading);
+        follow(tables, clerk, (node, observation.at_ms, meta.cluster_version), &mut device, &seen.reading);
         expiry::was_read(tables, meta, clerk, &mut device)?;
         device.node = node.0;
         // Read before the way was measured, or by a node that did not know it yet: as far as the unit.

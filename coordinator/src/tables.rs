@@ -3,12 +3,13 @@
 //! Architecture Invariant: only [`crate::state::apply`] writes tables, and it writes into an
 //! [`Overlay`] that the shell commits in one batch together with `last_applied`.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::cell::{Ref, RefCell};
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use prost::Message;
+
+use crate::layer::{Layer, Written, merged};
 
 /// One table each; the number is the stored name and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,6 +131,9 @@ pub enum Fault {
 /// A key with its value.
 pub type Row = (Bytes, Bytes);
 
+/// A row's place.
+pub type Key = (Table, Bytes);
+
 /// Reads tables. Implementations show one consistent moment.
 pub trait Read {
     /// The value under a key.
@@ -143,6 +147,14 @@ pub trait Read {
     /// # Errors
     /// When the store below fails.
     fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault>;
+
+    /// As [`Read::get`] for many keys, which come in order and each once; what a store can find together costs less.
+    ///
+    /// # Errors
+    /// When the store below fails.
+    fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Bytes>>, Fault> {
+        keys.iter().map(|(table, key)| self.get(*table, key)).collect()
+    }
 }
 
 /// Typed reading on top of [`Read`].
@@ -212,16 +224,45 @@ pub fn after(key: &[u8]) -> Vec<u8> {
     next
 }
 
+/// Octets of rows that the base answered and an overlay remembers, keys included: an entry of 500 observations asks for
+/// some 3 MB. Beyond, the base is asked again.
+const REMEMBERED: usize = 16 << 20;
+
+/// Tables that nearly always have next to no rows, and that every new device asks several times: known whole while they
+/// have fewer than [`SMALL`].
+const SMALL_ONES: [Table; 3] = [Table::Decisions, Table::Review, Table::Typed];
+const SMALL: usize = 64;
+
 /// Uncommitted writes over a base: reads see them, the shell commits them as one batch.
 pub struct Overlay<'a> {
     base: &'a dyn Read,
-    writes: BTreeMap<Table, BTreeMap<Bytes, Option<Bytes>>>,
-    /// What the base answered for rows that every reading of a unit asks for, and for all decisions: the base does not
-    /// change under an overlay.
-    asked: RefCell<BTreeMap<(Table, Bytes), Option<Bytes>>>,
-    decisions: RefCell<Option<Vec<Row>>>,
+    writes: BTreeMap<Table, Written>,
+    known: RefCell<Known>,
     /// Devices written since [`Overlay::take_devices`], with what was written before; `None`: the base has it.
     devices: BTreeMap<Bytes, Option<Option<Bytes>>>,
+}
+
+/// What the base answered: it does not change under an overlay. Asked by key alone, so the order in the maps is nobody's.
+#[derive(Default)]
+struct Known {
+    rows: BTreeMap<Table, HashMap<Bytes, Option<Bytes>>>,
+    /// Tables of [`SMALL_ONES`] that were looked at, all rows; `None` where there are more.
+    whole: BTreeMap<Table, Option<Vec<Row>>>,
+    octets: usize,
+}
+
+impl Known {
+    fn row(&self, table: Table, key: &[u8]) -> Option<&Option<Bytes>> {
+        self.rows.get(&table)?.get(key)
+    }
+
+    fn remember(&mut self, table: Table, key: Bytes, row: Option<Bytes>) {
+        let octets = key.len() + row.as_ref().map_or(0, Bytes::len);
+        if self.octets + octets <= REMEMBERED {
+            self.octets += octets;
+            self.rows.entry(table).or_default().insert(key, row);
+        }
+    }
 }
 
 /// A row's key with what was under it before.
@@ -230,13 +271,7 @@ pub(crate) type Before = (Bytes, Option<Bytes>);
 impl<'a> Overlay<'a> {
     /// Nothing written yet.
     pub fn new(base: &'a dyn Read) -> Self {
-        Overlay {
-            base,
-            writes: BTreeMap::new(),
-            asked: RefCell::default(),
-            decisions: RefCell::default(),
-            devices: BTreeMap::new(),
-        }
+        Overlay { base, writes: BTreeMap::new(), known: RefCell::default(), devices: BTreeMap::new() }
     }
 
     /// Puts a row.
@@ -262,48 +297,83 @@ impl<'a> Overlay<'a> {
         }
     }
 
+    /// Asks the base for rows that will be read, all together. Nothing but time depends on it.
+    pub(crate) fn fetch(&self, mut keys: Vec<Key>) -> Result<(), Fault> {
+        {
+            let known = self.known.borrow();
+            keys.retain(|(table, key)| {
+                self.written(*table, key).is_none() && known.row(*table, key).is_none()
+            });
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let rows = self.base.get_many(&keys)?;
+        let mut known = self.known.borrow_mut();
+        for ((table, key), row) in keys.into_iter().zip(rows) {
+            known.remember(table, key, row);
+        }
+        Ok(())
+    }
+
     /// The devices written since the last call, with their rows before that.
     pub(crate) fn take_devices(&mut self) -> Result<Vec<Before>, Fault> {
         let written = std::mem::take(&mut self.devices).into_iter();
         written
             .map(|(key, before)| match before {
                 Some(before) => Ok((key, before)),
-                None => self.base.get(Table::Devices, &key).map(|before| (key, before)),
+                None => self.base_row(Table::Devices, &key).map(|before| (key, before)),
             })
             .collect()
     }
 
     /// What was written, in table and key order; `None` deletes.
     pub fn into_writes(self) -> impl Iterator<Item = (Table, Bytes, Option<Bytes>)> {
-        let of = |(table, rows): (Table, BTreeMap<Bytes, Option<Bytes>>)| {
-            rows.into_iter().map(move |(key, value)| (table, key, value))
-        };
+        let of =
+            |(table, rows): (Table, Written)| rows.into_iter().map(move |(key, value)| (table, key, value));
         self.writes.into_iter().flat_map(of)
     }
 
-    fn ask_once(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let key = (table, Bytes::copy_from_slice(key));
-        if let Some(known) = self.asked.borrow().get(&key) {
-            return Ok(known.clone());
-        }
-        let answer = self.base.get(table, &key.1)?;
-        self.asked.borrow_mut().insert(key, answer.clone());
-        Ok(answer)
+    /// The same, to be read while the store takes it.
+    pub fn into_layer(self) -> Layer {
+        Layer(self.writes)
     }
 
-    /// Nearly always there are none, and every new device asks.
-    fn decisions(&self, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
-        if !from.is_empty() {
-            return self.base.range(Table::Decisions, from, limit);
-        }
-        if let Some(known) = self.decisions.borrow().as_ref().filter(|known| known.len() < limit) {
+    fn written(&self, table: Table, key: &[u8]) -> Option<&Option<Bytes>> {
+        self.writes.get(&table)?.get(key)
+    }
+
+    fn base_row(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        if let Some(known) = self.known.borrow().row(table, key) {
             return Ok(known.clone());
         }
-        let rows = self.base.range(Table::Decisions, from, limit)?;
-        if rows.len() < limit {
-            *self.decisions.borrow_mut() = Some(rows.clone());
+        if let Some(rows) = self.small(table)? {
+            let place = rows.binary_search_by(|(other, _)| (**other).cmp(key));
+            return Ok(place.ok().map(|n| rows[n].1.clone()));
         }
-        Ok(rows)
+        let row = self.base.get(table, key)?;
+        self.known.borrow_mut().remember(table, Bytes::copy_from_slice(key), row.clone());
+        Ok(row)
+    }
+
+    fn base_rows(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
+        if let Some(rows) = self.small(table)? {
+            let first = rows.partition_point(|(key, _)| **key < *from);
+            return Ok(rows.iter().skip(first).take(limit).cloned().collect());
+        }
+        self.base.range(table, from, limit)
+    }
+
+    /// All rows of a small table.
+    fn small(&self, table: Table) -> Result<Option<Ref<'_, Vec<Row>>>, Fault> {
+        if !SMALL_ONES.contains(&table) {
+            return Ok(None);
+        }
+        if !self.known.borrow().whole.contains_key(&table) {
+            let rows = self.base.range(table, &[], SMALL)?;
+            let whole = (rows.len() < SMALL).then_some(rows);
+            self.known.borrow_mut().whole.insert(table, whole);
+        }
+        Ok(Ref::filter_map(self.known.borrow(), |known| known.whole.get(&table)?.as_ref()).ok())
     }
 
     /// How many rows it touches.
@@ -319,48 +389,17 @@ impl<'a> Overlay<'a> {
 
 impl Read for Overlay<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        match self.writes.get(&table).and_then(|rows| rows.get(key)) {
+        match self.written(table, key) {
             Some(written) => Ok(written.clone()),
-            None if matches!(table, Table::Units | Table::Service) => self.ask_once(table, key),
-            None => self.base.get(table, key),
+            None => self.base_row(table, key),
         }
     }
 
     fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, Fault> {
         let Some(written) = self.writes.get(&table) else {
-            return if table == Table::Decisions {
-                self.decisions(from, limit)
-            } else {
-                self.base.range(table, from, limit)
-            };
+            return self.base_rows(table, from, limit);
         };
-        let mut written = written.range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).peekable();
-        let mut rows = Vec::new();
-        let mut from = from.to_vec();
-        loop {
-            let page = self.base.range(table, &from, limit)?;
-            let exhausted = page.len() < limit;
-            for (key, value) in page {
-                from = after(&key);
-                while let Some((earlier, value)) = written.next_if(|(k, _)| **k < key) {
-                    rows.extend(value.clone().map(|value| (earlier.clone(), value)));
-                }
-                match written.next_if(|(k, _)| **k == key) {
-                    Some((_, over)) => rows.extend(over.clone().map(|value| (key, value))),
-                    None => rows.push((key, value)),
-                }
-                if rows.len() >= limit {
-                    rows.truncate(limit);
-                    return Ok(rows);
-                }
-            }
-            if exhausted {
-                break;
-            }
-        }
-        rows.extend(written.filter_map(|(key, value)| value.clone().map(|value| (key.clone(), value))));
-        rows.truncate(limit);
-        Ok(rows)
+        merged(written, from, limit, |from| self.base_rows(table, from, limit))
     }
 }
 

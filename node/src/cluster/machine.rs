@@ -3,16 +3,21 @@
 //! Architecture Invariant: this is the only writer of state rows, and it writes them only together
 //! with the log id that they reach. A fault stops the node; it never guesses.
 
+use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
+use futures::future::{Either, select};
 use futures::{Stream, StreamExt};
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
+use quire_coordinator::layer::Layer;
 use quire_coordinator::state;
 use quire_coordinator::tables::{Overlay, Table};
 use quire_proto::store::{Command, Outcome, outcome};
 use rocksdb::WriteBatch;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::changes::{Feed, Touched};
 use super::parts::random16;
@@ -22,9 +27,9 @@ use super::store::{META, STATE, Store, Tables, View, key, state_key};
 use super::wire;
 
 /// Entries that share one batch, and octets of theirs at which it is full: an entry of 500 readings makes rows of six times
-/// its octets, so a batch holds some 15 MB.
+/// its octets, so a batch holds some 8 MB, and one is worked out while another is written.
 const TOGETHER: usize = 64;
-const TOGETHER_OCTETS: usize = 2 << 20;
+const TOGETHER_OCTETS: usize = 1 << 20;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<Types, Copy>;
 
@@ -91,16 +96,23 @@ fn size(entry: &Entry) -> usize {
     }
 }
 
-/// Applies entries in order and commits them as one batch with the marks they reach; tells of it.
-fn commit(
-    store: &Store,
-    feed: &Feed,
-    mut marks: Marks,
-    entries: Vec<Entry>,
-) -> io::Result<(Marks, Vec<Answer>)> {
+/// Entries that were applied, before the store has what they wrote.
+struct Done {
+    active: usize,
+    layer: Arc<Layer>,
+    marks: Marks,
+    answers: Vec<Answer>,
+}
+
+/// Applies entries in order, over what the store may not have yet.
+fn work_out(store: &Store, below: Option<&Layer>, mut marks: Marks, entries: Vec<Entry>) -> io::Result<Done> {
     let active = store.active()?;
     let tables = Tables { store, active };
-    let mut overlay = Overlay::new(&tables);
+    let layered = below.map(|below| below.over(&tables));
+    let mut overlay = Overlay::new(match &layered {
+        Some(layered) => layered,
+        None => &tables,
+    });
     let mut answers = Vec::with_capacity(entries.len());
     for entry in entries {
         let index = entry.log_id.index;
@@ -121,18 +133,23 @@ fn commit(
         marks.applied = Some(entry.log_id);
         answers.push(Answer(outcome));
     }
+    Ok(Done { active, layer: Arc::new(overlay.into_layer()), marks, answers })
+}
+
+/// Commits what entries wrote as one batch with the marks they reach; tells of it.
+fn commit(store: &Store, feed: &Feed, active: usize, layer: &Layer, marks: &Marks) -> io::Result<()> {
     let family = store.family(STATE[active])?;
     let mut batch = WriteBatch::default();
     let mut touched: Vec<Touched> = Vec::new();
     let mut ways = false;
-    for (table, key, value) in overlay.into_writes() {
+    for (table, key, value) in layer.rows() {
         ways |= table == Table::Reach;
         if Feed::wants(table) {
             touched.push((table, key.clone()));
         }
         match value {
-            Some(value) => batch.put_cf(family, state_key(table, &key), value),
-            None => batch.delete_cf(family, state_key(table, &key)),
+            Some(value) => batch.put_cf(family, state_key(table, key), value),
+            None => batch.delete_cf(family, state_key(table, key)),
         }
     }
     marks.write(store, &mut batch)?;
@@ -141,7 +158,45 @@ fn commit(
         feed.tell_ways();
     }
     feed.tell(touched);
-    Ok((marks, answers))
+    Ok(())
+}
+
+/// A batch on its way into the store, and whom it concerns.
+struct Writing {
+    layer: Arc<Layer>,
+    marks: Marks,
+    written: JoinHandle<io::Result<()>>,
+    answers: Vec<(Option<ApplyResponder<Types>>, Answer)>,
+}
+
+impl Machine {
+    fn begin_to_write(&self, done: Done, responders: Vec<Option<ApplyResponder<Types>>>) -> Writing {
+        let Done { active, layer, marks, answers } = done;
+        let (store, feed) = (self.store.clone(), self.feed.clone());
+        let (rows, reached) = (layer.clone(), marks.clone());
+        let written = spawn_blocking(move || commit(&store, &feed, active, &rows, &reached));
+        Writing { layer, marks, written, answers: responders.into_iter().zip(answers).collect() }
+    }
+
+    /// Waits for a batch.
+    async fn finish(&mut self, writing: Option<Writing>) -> io::Result<()> {
+        let Some(mut writing) = writing else { return Ok(()) };
+        let written = (&mut writing.written).await;
+        self.tell(writing, written)
+    }
+
+    /// A batch is written: only now are its outcomes told.
+    fn tell(&mut self, writing: Writing, written: Result<io::Result<()>, JoinError>) -> io::Result<()> {
+        written.map_err(io::Error::other)??;
+        self.marks = writing.marks;
+        self.shelf.clear();
+        for (responder, answer) in writing.answers {
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -157,10 +212,26 @@ impl RaftStateMachine<Types> for Machine {
         Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
     {
         let mut chunks = entries.ready_chunks(TOGETHER);
-        let mut ready = std::collections::VecDeque::new();
+        let mut ready = VecDeque::new();
+        // While one batch is written, the next is worked out over it; never more than that one is under way.
+        let mut writing: Option<Writing> = None;
         loop {
             if ready.is_empty() {
-                let Some(chunk) = chunks.next().await else { break };
+                // Who waits for a batch need not wait for what comes next.
+                let next = match writing.take() {
+                    Some(mut batch) => match select(chunks.next(), &mut batch.written).await {
+                        Either::Left((next, _)) => {
+                            writing = Some(batch);
+                            next
+                        }
+                        Either::Right((written, _)) => {
+                            self.tell(batch, written)?;
+                            continue;
+                        }
+                    },
+                    None => chunks.next().await,
+                };
+                let Some(chunk) = next else { break };
                 ready.extend(chunk);
             }
             let (mut entries, mut responders, mut octets) = (Vec::new(), Vec::new(), 0);
@@ -172,17 +243,13 @@ impl RaftStateMachine<Types> for Machine {
                 entries.push(entry);
                 responders.push(responder);
             }
-            let (store, feed, marks) = (self.store.clone(), self.feed.clone(), self.marks.clone());
-            let (marks, answers) = away(move || commit(&store, &feed, marks, entries)).await?;
-            self.marks = marks;
-            self.shelf.clear();
-            for (responder, answer) in responders.into_iter().zip(answers) {
-                if let Some(responder) = responder {
-                    responder.send(answer);
-                }
-            }
+            let (store, below) = (self.store.clone(), writing.as_ref().map(|batch| batch.layer.clone()));
+            let marks = writing.as_ref().map_or(&self.marks, |batch| &batch.marks).clone();
+            let done = away(move || work_out(&store, below.as_deref(), marks, entries)).await;
+            self.finish(writing.take()).await?;
+            writing = Some(self.begin_to_write(done?, responders));
         }
-        Ok(())
+        self.finish(writing).await
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
