@@ -380,6 +380,18 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever sources tell in turn, and however wrong some of it is: what was used stays used.
+        #[test]
+        fn use_never_goes_down(
+            told in proptest::collection::vec((prop_oneof![0u64..100, 5_000u64..5_100, 2_000_000u64..2_000_100], 0u8..3), 1..40),
+        ) {
+            let sources = ["a", "b", "c"];
+            let told: Vec<_> = told.into_iter().map(|(total, of)| (total, sources[of as usize], None)).collect();
+            let used: Vec<u64> =
+                follow_sources(upgrade::METERS, &told).into_iter().map(|(_, used, _)| used).collect();
+            prop_assert!(used.is_sorted(), "{used:?}");
+        }
+
         /// Use never goes down but by what a reading that was taken back had added, and never exceeds what
         /// the counter ever went up by.
         #[test]
