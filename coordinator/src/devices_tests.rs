@@ -321,6 +321,56 @@ fn a_serial_on_a_whole_fleet_is_none() {
     assert_eq!(told(&both).devices().len(), 40);
 }
 
+/// One device that makes up an engine at each boot.
+fn boots(hours: std::ops::Range<u8>) -> impl Iterator<Item = Sight> {
+    hours.map(|n| Sight { engine: Some(n), ..at(u64::from(n), Some(1), Some(1), 5, u64::from(n)) })
+}
+
+#[test]
+fn engines_that_are_made_up_at_each_boot_make_no_devices() {
+    let mut world = told(&boots(1..2).collect::<Vec<_>>());
+    let id = world.devices()[0].id.clone();
+    for (seq, sight) in (2..).zip(boots(2..21)) {
+        hand_in(&mut world, &[observation(seq, &sight)]);
+        let [device] = &world.devices()[..] else { panic!("{:?}", world.devices()) };
+        assert!(device.id == id && device.faces.len() <= 5, "{device:?}");
+    }
+    assert_eq!(world.devices()[0].metered_at_ms, 1_000_000 + 20 * HOUR);
+    assert!(world.readings().iter().all(|row| row.device == id));
+}
+
+#[test]
+fn what_fell_apart_by_its_engines_comes_together_at_the_new_version() {
+    let mut world = World::new();
+    let set_version = |world: &mut World, version| {
+        let mut overlay = Overlay::new(&world.tables);
+        let mut meta = rows::meta(&overlay).unwrap();
+        meta.cluster_version = version;
+        rows::put_meta(&mut overlay, &meta);
+        let writes: Vec<_> = overlay.into_writes().collect();
+        world.tables.commit(writes.into_iter());
+    };
+    set_version(&mut world, upgrade::ENGINES - 1);
+    let sights: Vec<Sight> = boots(1..21).collect();
+    for (seq, sight) in (1..).zip(&sights) {
+        hand_in(&mut world, &[observation(seq, sight)]);
+        if seq == 1 {
+            assert_eq!(world.devices().len(), 1);
+        }
+    }
+    let apart = world.devices();
+    assert_eq!(apart.len(), 20, "as older releases have it");
+    set_version(&mut world, upgrade::ENGINES);
+    let first = world.readings()[0].device.clone();
+    hand_in(&mut world, &[observation(21, &Sight { at_ms: 1_000_000 + 21 * HOUR, ..sights[1].clone() })]);
+    let devices = world.devices();
+    // Three faces beyond the seventeenth are under no key: they join when they are seen again.
+    assert_eq!(devices.len(), 4);
+    assert!(devices.iter().any(|row| row.id == first && row.address == "10.0.0.5:161"), "{devices:?}");
+    hand_in(&mut world, &[observation(22, &Sight { at_ms: 1_000_000 + 22 * HOUR, ..sights[19].clone() })]);
+    assert_eq!(world.devices().len(), 3);
+}
+
 fn set(device: &str, field: &str, value: &str) -> Kind {
     let values = vec![Typed { field: field.into(), value: value.into(), ..Typed::default() }];
     Kind::SetDevice(SetDevice { device: device.into(), by: "operator".into(), values })
@@ -353,6 +403,39 @@ fn what_was_typed_stays_until_it_is_cleared_and_follows_merges() {
     assert!(told >= 1, "what was typed for a device comes back with it");
     let news: Vec<_> = world.outbox().into_iter().filter_map(|entry| entry.news).collect();
     assert!(news.iter().any(|news| news.typed.iter().any(|value| value.value == "Room 7")), "{news:?}");
+}
+
+#[test]
+fn a_new_web_admin_is_told_of_what_was_typed() {
+    let sights =
+        [at(1, Some(1), Some(1), 5, 7), at(2, Some(2), Some(2), 6, 9), at(3, Some(3), Some(3), 7, 9)];
+    let mut world = told(&sights);
+    let [first, second, third] = [5, 6, 7].map(|host| {
+        let lives = |row: &DeviceRow| row.address == format!("10.0.0.{host}:161");
+        world.devices().into_iter().find(lives).unwrap().id
+    });
+    // Typed for the younger of two that are merged then.
+    world.done(set(&second, "asset", "A-4711"));
+    world.done(set(&third, "name", "Reception"));
+    world.done(decide(Decide::Merge(Merge { into: first.clone(), from: second })));
+    // A site before has all of it.
+    world.done(Kind::Enroll(Enroll { site: "a".into(), ..Enroll::default() }));
+    let through = world.outbox().last().unwrap().seq;
+    world.done(Kind::Ack(Ack { claim: world.claim, through }));
+    assert!(world.outbox().is_empty());
+    world.done(Kind::Enroll(Enroll { site: "b".into(), ..Enroll::default() }));
+    let mut told = BTreeMap::new();
+    let mut known = BTreeSet::new();
+    for entry in world.outbox() {
+        known.extend(entry.row.map(|row| row.device));
+        if let Some(news) = entry.news {
+            assert!(known.contains(&news.device), "it keeps nothing about devices that it does not know");
+            let typed: Vec<String> = news.typed.into_iter().map(|typed| typed.value).collect();
+            told.insert(news.device, typed);
+        }
+    }
+    let all = [(first, vec!["A-4711".to_owned()]), (third, vec!["Reception".to_owned()])];
+    assert_eq!(told, all.into());
 }
 
 #[test]

@@ -62,6 +62,11 @@ impl Evidence {
     }
 }
 
+/// What a face shows beside its engine.
+pub(crate) fn but_for_engine(face: &str) -> Vec<&str> {
+    face.split('|').filter(|part| !part.starts_with("engine:")).collect()
+}
+
 /// The key of an address in its zone.
 pub fn address_key(zone: &str, address: &str) -> String {
     format!("address:{zone}/{address}")
@@ -216,6 +221,18 @@ mod tests {
             assert_eq!(serial(junk, Some("hp")), None, "{junk}");
         }
         assert_eq!(serial(" phb1q00123\0", None).as_deref(), Some("PHB1Q00123"));
+    }
+
+    #[test]
+    fn a_face_is_told_apart_by_more_than_its_engine() {
+        let face = |serial: &str, engine: u8| {
+            let engine_id = Some(vec![0x80, 0, 0, 9, 4, b'p', b'r', b'n', b't', engine]);
+            let facts = Facts { engine_id, ..facts("HP", serial, "00:20:6b:00:01:07") };
+            Evidence::new(&facts, "hq", "10.0.0.1:161").face().unwrap()
+        };
+        assert_ne!(face("CNB1001", 1), face("CNB1001", 2));
+        assert_eq!(but_for_engine(&face("CNB1001", 1)), but_for_engine(&face("CNB1001", 2)));
+        assert_ne!(but_for_engine(&face("CNB1001", 1)), but_for_engine(&face("CNB1002", 1)));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! That time is worked out from committed facts. A majority stood as long as the leader's claim was renewed:
 //! the cluster's *served* time goes on with every renewal that follows the one before closely, and stands
 //! still across a gap. A unit is served while it has an owner whom the leader hears and who reported that it
-//! reaches the segment. A device is idle for as long as its unit was served since its latest reading.
+//! reaches the segment. A device is idle for as long as its unit was served since its latest reading. One without a unit,
+//! or in one that no plan has, as printers on a node's own cable, is idle for as long as the cluster was.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +15,7 @@ use quire_proto::store::{DeviceRow, EventRow, Heard, Meta, ReachRow, ServiceRow,
 use crate::news::{self, Clerk};
 use crate::rows;
 use crate::tables::{Fault, Overlay, Read, ReadExt, Table};
+use crate::upgrade;
 
 /// Claims are renewed every second; a majority was lost where two of them lie further apart.
 const CLOSE_MS: u64 = 10_000;
@@ -76,13 +78,20 @@ fn so_far(meta: &Meta, row: &ServiceRow) -> u64 {
     row.served_ms + row.since_ms.map_or(0, |since| meta.served_ms.saturating_sub(since))
 }
 
-/// The clock by which a device in this unit, or in none, grows old.
-fn clock(tables: &(impl Read + ?Sized), meta: &Meta, unit: &str) -> Result<u64, Fault> {
+/// The clock by which a device in this unit, or in none, grows old, and whether that is the cluster's because no plan has
+/// the unit.
+fn clock(tables: &(impl Read + ?Sized), meta: &Meta, unit: &str) -> Result<(u64, bool), Fault> {
     if unit.is_empty() {
-        return Ok(meta.served_ms);
+        return Ok((meta.served_ms, false));
     }
-    let row: ServiceRow = tables.row(Table::Service, unit.as_bytes())?.unwrap_or_default();
-    Ok(so_far(meta, &row))
+    if let Some(row) = tables.row::<ServiceRow>(Table::Service, unit.as_bytes())? {
+        return Ok((so_far(meta, &row), false));
+    }
+    let planned = tables.get(Table::Units, unit.as_bytes())?.is_some();
+    match planned || meta.cluster_version < upgrade::UNPLANNED_AGE {
+        true => Ok((0, false)),
+        false => Ok((meta.served_ms, true)),
+    }
 }
 
 /// Milliseconds for which the device could have been read since it was.
@@ -90,8 +99,23 @@ fn clock(tables: &(impl Read + ?Sized), meta: &Meta, unit: &str) -> Result<u64, 
 /// # Errors
 /// When the store fails or a row is damaged.
 pub fn idle_ms(tables: &(impl Read + ?Sized), meta: &Meta, device: &DeviceRow) -> Result<u64, Fault> {
-    let now = clock(tables, meta, &device.unit)?;
-    Ok(device.served_before_ms + now.saturating_sub(device.served_mark_ms))
+    let (now, unplanned) = clock(tables, meta, &device.unit)?;
+    let mark = device.served_mark_ms;
+    Ok(device.served_before_ms + if unplanned && mark == 0 { 0 } else { now.saturating_sub(mark) })
+}
+
+/// Begins to count for a device that was read when its unit had another clock, or none.
+fn begin(tables: &mut Overlay<'_>, meta: &Meta, device: &mut DeviceRow) -> Result<(), Fault> {
+    if meta.cluster_version < upgrade::UNPLANNED_AGE {
+        return Ok(());
+    }
+    let (now, unplanned) = clock(tables, meta, &device.unit)?;
+    let mark = device.served_mark_ms;
+    if mark > now || (unplanned && mark == 0 && now > 0) {
+        device.served_mark_ms = now;
+        tables.put(Table::Devices, device.id.as_bytes(), device);
+    }
+    Ok(())
 }
 
 /// The device was read just now, in the unit that its row names: it is reported again, if it was not.
@@ -101,7 +125,7 @@ pub(crate) fn was_read(
     clerk: &mut Clerk,
     device: &mut DeviceRow,
 ) -> Result<(), Fault> {
-    device.served_mark_ms = clock(tables, meta, &device.unit)?;
+    device.served_mark_ms = clock(tables, meta, &device.unit)?.0;
     device.served_before_ms = 0;
     if std::mem::take(&mut device.expired_at_ms) > 0 {
         meta.expired = meta.expired.saturating_sub(1);
@@ -142,7 +166,11 @@ fn search(tables: &mut Overlay<'_>, meta: &mut Meta, clerk: &mut Clerk) -> Resul
     for (key, stored) in page {
         let mut device = <DeviceRow as prost::Message>::decode(stored)
             .map_err(|reason| Fault::Damaged { table: Table::Devices, reason })?;
-        if device.expired_at_ms > 0 || idle_ms(tables, meta, &device)? <= limit {
+        if device.expired_at_ms > 0 {
+            continue;
+        }
+        begin(tables, meta, &mut device)?;
+        if idle_ms(tables, meta, &device)? <= limit {
             continue;
         }
         device.expired_at_ms = clerk.at_ms;

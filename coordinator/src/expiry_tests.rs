@@ -23,13 +23,22 @@ struct World {
     at_ms: u64,
     claim: u64,
     seq: u64,
+    /// Where the device is read.
+    unit: &'static str,
 }
 
 impl World {
     fn new() -> Self {
-        let mut world =
-            World { tables: MemoryTables::default(), index: 0, at_ms: 1_000_000, claim: 0, seq: 0 };
-        let first = Some(Member { id: 1, name: "n1".into(), ..Member::default() });
+        let mut world = World {
+            tables: MemoryTables::default(),
+            index: 0,
+            at_ms: 1_000_000,
+            claim: 0,
+            seq: 0,
+            unit: UNIT,
+        };
+        let cluster_version = quire_proto::CLUSTER_VERSION;
+        let first = Some(Member { id: 1, name: "n1".into(), cluster_version, ..Member::default() });
         world.apply(Kind::Bootstrap(Bootstrap { first, ..Bootstrap::default() }));
         world.apply(Kind::PutSettings(PutSettings { expire_after_ms: LIMIT, ..PutSettings::default() }));
         world.claim = world.index + 1;
@@ -54,19 +63,27 @@ impl World {
     }
 
     fn grant(&mut self, node: u64) {
+        self.grant_unit(node, "10.0.0.0/24");
+    }
+
+    fn grant_unit(&mut self, node: u64, prefix: &str) {
         let grant = Grant {
-            unit: UNIT.into(),
+            unit: format!("hq:{prefix}"),
             node,
             zone: "hq".into(),
-            prefix: "10.0.0.0/24".into(),
-            segment: "10.0.0.0/24".into(),
+            prefix: prefix.into(),
+            segment: prefix.into(),
             ..Grant::default()
         };
         self.apply(Kind::Plan(Plan { claim: self.claim, grants: vec![grant], drop_units: vec![] }));
     }
 
     fn reach(&mut self, reachable: bool) {
-        let reach = Reach { segment: "10.0.0.0/24".into(), hops: None, reachable, measured_at_ms: 1 };
+        self.reach_to("10.0.0.0/24", reachable);
+    }
+
+    fn reach_to(&mut self, segment: &str, reachable: bool) {
+        let reach = Reach { segment: segment.into(), hops: None, reachable, measured_at_ms: 1 };
         self.apply(Kind::ReportReach(ReportReach { node: 1, reaches: vec![reach] }));
     }
 
@@ -75,7 +92,7 @@ impl World {
         let facts = Facts { serial: Some("CNB1001".into()), ..Facts::default() }.into();
         let observation = Observation {
             seq: self.seq,
-            unit: UNIT.into(),
+            unit: self.unit.into(),
             address: "10.0.0.5:161".into(),
             at_ms: self.at_ms,
             what: Some(What::Reading(convert::encode(&Reading { facts, ..Reading::default() }))),
@@ -138,6 +155,50 @@ fn an_outage_of_the_collectors_counts_for_nothing() {
         world.renew(world.claim, 1_000, true);
     }
     assert!(!world.is_expired());
+}
+
+#[test]
+fn a_printer_on_a_nodes_own_cable_leaves_after_its_time_too() {
+    let mut world = World::new();
+    world.unit = "hq:10.0.0.9/32";
+    for _ in 0..30 {
+        world.renew(world.claim, 1_000, true);
+    }
+    world.read();
+    // As it was read by an older release.
+    let old = DeviceRow { served_mark_ms: 0, ..world.device() };
+    let mut overlay = Overlay::new(&world.tables);
+    overlay.put(Table::Devices, old.id.as_bytes(), &old);
+    let writes: Vec<_> = overlay.into_writes().collect();
+    world.tables.commit(writes.into_iter());
+    assert_eq!(idle_ms(&world.tables, &rows::meta(&world.tables).unwrap(), &old).unwrap(), 0);
+    world.renew(world.claim, 1_000, true);
+    for _ in 0..LIMIT / 1_000 {
+        world.renew(world.claim, 1_000, true);
+        assert!(!world.is_expired(), "it begins when it is looked at first");
+    }
+    world.renew(world.claim, 1_000, true);
+    assert!(world.is_expired());
+    world.read();
+    assert!(!world.is_expired());
+    for _ in 0..=LIMIT / 1_000 {
+        assert!(!world.is_expired());
+        world.renew(world.claim, 1_000, true);
+    }
+    assert!(world.is_expired());
+    // Once a plan has it, the unit's time counts.
+    world.read();
+    world.grant_unit(1, "10.0.0.9/32");
+    for _ in 0..=LIMIT / 1_000 {
+        world.renew(world.claim, 1_000, true);
+    }
+    assert!(!world.is_expired(), "nobody reached it");
+    world.reach_to("10.0.0.9/32", true);
+    for _ in 0..=LIMIT / 1_000 {
+        assert!(!world.is_expired());
+        world.renew(world.claim, 1_000, true);
+    }
+    assert!(world.is_expired());
 }
 
 #[derive(Clone, Debug)]

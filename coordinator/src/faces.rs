@@ -3,6 +3,7 @@
 //! Architecture Invariant: which faces are one device is [`identity::resolve`]'s word alone; here it is
 //! only carried out, on the faces that can matter.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -11,17 +12,23 @@ use quire_proto::reading::Reading;
 use quire_proto::store::{DecisionRow, DeviceRow, FaceRow, KeyRow, Meta, Provenance, ReviewRow};
 
 use crate::ahead::Seen;
-use crate::evidence::{Evidence, address_key, models_agree, plain_model};
+use crate::evidence::{Evidence, address_key, but_for_engine, models_agree, plain_model};
 use crate::expiry;
 use crate::history;
 use crate::homes::{Place, count_in_unit, left_at, tenant, vacate};
 use crate::identity::{self, Decision, Doubt, Face};
 use crate::news::{self, Clerk};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
+use crate::upgrade;
 
 /// Faces under one key before it tells nothing. A device shows a handful: its card may be left out of one
 /// answer and its engine of another, and boards are swapped.
+/// Those that differ by their engines alone count once.
 const MOST_FACES: usize = 16;
+
+/// Engines under which a serial and a card are kept as faces of their own. A board brings its own engine, and firmware may
+/// come to make it otherwise; what shows more makes it up at each boot, and what it shows then tells nothing.
+const MOST_ENGINES: usize = 4;
 
 /// Faces that are looked at together. Beyond it a chain of shared keys is no longer followed: at 16 faces a
 /// key only a fleet that shares serials, cards and engines crosswise gets there.
@@ -64,10 +71,19 @@ fn strong(
     (evidence, key): (&Evidence, &str),
     reading: &Reading,
 ) -> Result<(String, Option<String>), Fault> {
-    let known: Option<FaceRow> = tables.row(Table::Faces, key.as_bytes())?;
+    let mut known: Option<FaceRow> = tables.row(Table::Faces, key.as_bytes())?;
+    let (mut evidence, mut key) = (Cow::Borrowed(evidence), Cow::Borrowed(key));
+    if known.is_none()
+        && meta.cluster_version >= upgrade::ENGINES
+        && has_many_engines(tables, &evidence, &key)?
+    {
+        evidence.to_mut().engine = None;
+        key = evidence.face().map_or(key, Cow::Owned);
+        known = tables.row(Table::Faces, key.as_bytes())?;
+    }
     let is_new = known.is_none();
     let mut face = known.unwrap_or_else(|| FaceRow {
-        key: key.to_owned(),
+        key: key.to_string(),
         serial: evidence.serial.clone(),
         vendor: evidence.vendor.clone(),
         mac: evidence.mac.clone(),
@@ -77,28 +93,60 @@ fn strong(
     });
     see(&mut face, node, place, reading);
     tables.put(Table::Faces, key.as_bytes(), &face);
-    let mut around = vec![key.to_owned()];
+    let mut around = vec![key.to_string()];
     let mut alone = true;
     for evidence in evidence.strong() {
         let mut row: KeyRow = tables.row(Table::Keys, evidence.as_bytes())?.unwrap_or_default();
-        if is_new && !row.common {
-            row.faces.push(key.to_owned());
-            row.common = row.faces.len() > MOST_FACES;
+        let was_common = row.common;
+        if meta.cluster_version >= upgrade::ENGINES {
+            // It may have become so where each engine counted.
+            row.common &= is_common(meta, &row);
+        }
+        let joins = !row.common && !row.faces.iter().any(|face| *face == key);
+        if joins {
+            row.faces.push(key.to_string());
+            row.common = is_common(meta, &row);
             if row.common {
                 around.extend(row.faces.iter().cloned());
             }
+        }
+        if joins || row.common != was_common {
             tables.put(Table::Keys, evidence.as_bytes(), &row);
         }
         alone &= row.common || row.faces.len() == 1;
     }
     if !is_new && alone {
-        return Ok((key.to_owned(), Some(face.device)));
+        return Ok((key.into_owned(), Some(face.device)));
     }
     work_out(tables, meta, clerk, &around)?;
-    if is_new && adopt(tables, key, &evidence.address)? {
+    if is_new && adopt(tables, &key, &evidence.address)? {
         work_out(tables, meta, clerk, &around)?;
     }
-    Ok((key.to_owned(), None))
+    Ok((key.into_owned(), None))
+}
+
+fn is_common(meta: &Meta, key: &KeyRow) -> bool {
+    if meta.cluster_version < upgrade::ENGINES {
+        return key.faces.len() > MOST_FACES;
+    }
+    // Nearly always there are few.
+    key.faces.len() > MOST_FACES
+        && key.faces.iter().map(|face| but_for_engine(face)).collect::<BTreeSet<_>>().len() > MOST_FACES
+}
+
+/// Whether what this face shows beside its engine was seen with so many engines that one more tells nothing.
+fn has_many_engines(tables: &Overlay<'_>, evidence: &Evidence, key: &str) -> Result<bool, Fault> {
+    if evidence.engine.is_none() {
+        return Ok(false);
+    }
+    let own = but_for_engine(key);
+    for shown in evidence.serial.iter().chain(&evidence.mac) {
+        let row: KeyRow = tables.row(Table::Keys, shown.as_bytes())?.unwrap_or_default();
+        if row.faces.iter().filter(|face| but_for_engine(face) == own).count() >= MOST_ENGINES {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn see(face: &mut FaceRow, node: u64, place: &Place<'_>, reading: &Reading) {
@@ -323,6 +371,7 @@ fn carry_out(
             tables.put(Table::Faces, face.key.as_bytes(), face);
         }
         let row = derive(tables, id, group)?;
+        crate::typed::inherits(tables, meta, &row)?;
         if gained {
             told.push(row.id.clone());
         }

@@ -9,6 +9,7 @@ use quire_proto::store::{DeviceRow, KeyRow, UnitRow};
 
 use crate::evidence::address_key;
 use crate::expiry;
+use crate::record::AHEAD_MS;
 use crate::rows;
 use crate::tables::{Fault, Overlay, Read, ReadExt, Table};
 
@@ -21,6 +22,14 @@ pub(crate) struct Place<'p> {
     pub(crate) unit: &'p str,
     pub(crate) address: &'p str,
     pub(crate) at_ms: u64,
+    /// The leader's time, by which times of rows are bounded; the end of time where they are not.
+    pub(crate) led_ms: u64,
+}
+
+/// A row's time as far as it can be so: what lies in the leader's future was written while a calendar was ahead. It counts
+/// as of shortly ago, so that whatever is read now comes after it.
+pub(crate) fn bounded(ms: u64, led_ms: u64) -> u64 {
+    if ms > led_ms.saturating_add(AHEAD_MS) { led_ms.saturating_sub(AHEAD_MS) } else { ms }
 }
 
 /// The id of whoever lives under a key.
@@ -41,7 +50,7 @@ pub(crate) fn settle(
     device.addresses.retain(|address| address != place.address);
     device.addresses.insert(0, place.address.to_owned());
     device.addresses.truncate(MAX_ADDRESSES);
-    let lives = moves_in(tables, device, &key, place.at_ms)?;
+    let lives = moves_in(tables, device, &key, place)?;
     let unit = if lives { place.unit } else { "" };
     if device.unit != unit {
         count_in_unit(tables, &device.unit, -1)?;
@@ -68,7 +77,7 @@ pub(crate) fn visited(tables: &mut Overlay<'_>, device: &DeviceRow, place: &Plac
     match tenant(tables, &key)? {
         Some(other) if other != device.id => {
             if let Some(row) = tables.row::<DeviceRow>(Table::Devices, other.as_bytes())?
-                && row.metered_at_ms < place.at_ms
+                && bounded(row.metered_at_ms, place.led_ms) < place.at_ms
             {
                 dislodge(tables, row, &key)?;
                 vacate(tables, &key, place.at_ms)?;
@@ -81,20 +90,25 @@ pub(crate) fn visited(tables: &mut Overlay<'_>, device: &DeviceRow, place: &Plac
 }
 
 /// True when the device now lives under `key`; whoever did before is moved out.
-fn moves_in(tables: &mut Overlay<'_>, device: &DeviceRow, key: &str, at_ms: u64) -> Result<bool, Fault> {
+fn moves_in(
+    tables: &mut Overlay<'_>,
+    device: &DeviceRow,
+    key: &str,
+    place: &Place<'_>,
+) -> Result<bool, Fault> {
     match tenant(tables, key)? {
         Some(id) if id == device.id => return Ok(true),
         Some(other) => {
             let row: Option<DeviceRow> = tables.row(Table::Devices, other.as_bytes())?;
             if let Some(row) = row {
-                if row.metered_at_ms > at_ms {
+                if bounded(row.metered_at_ms, place.led_ms) > place.at_ms {
                     return Ok(false);
                 }
                 dislodge(tables, row, key)?;
             }
         }
         None => {
-            if left_at(tables, key)? > at_ms {
+            if bounded(left_at(tables, key)?, place.led_ms) > place.at_ms {
                 return Ok(false);
             }
             tables.delete(Table::Keys, key.as_bytes());

@@ -16,10 +16,10 @@ use crate::glimpse::Granted;
 use crate::homes::{self, Place};
 use crate::news::{self, Clerk};
 use crate::tables::{Fault, Overlay, ReadExt, Table};
-use crate::{backlog, expiry, faces, history, meters, rows, supplies};
+use crate::{backlog, expiry, faces, history, meters, rows, supplies, upgrade};
 
 /// A node's clock may be so far ahead of the leader's, milliseconds; what it says beyond is not believed.
-const AHEAD_MS: u64 = 60_000;
+pub(crate) const AHEAD_MS: u64 = 60_000;
 
 /// Applies a record at the leader's time `now_ms`; returns the node's highest kept observation number.
 pub(crate) fn apply(
@@ -111,6 +111,7 @@ fn keep_reading(
         unit: &observation.unit,
         address: &observation.address,
         at_ms: observation.at_ms,
+        led_ms: if meta.cluster_version < upgrade::BOUND_HOMES { u64::MAX } else { clerk.at_ms },
     };
     let (mut device, face) = faces::place(tables, meta, clerk, (node.0, &place), seen)?;
     if observation.facts_only {
@@ -118,10 +119,10 @@ fn keep_reading(
     }
     // Whoever owns the unit hands in its readings in their order, whatever its clock says; for others the time decides.
     let in_order = !late && device.unit == observation.unit;
-    let newest = in_order || observation.at_ms >= device.metered_at_ms;
+    let newest = in_order || observation.at_ms >= homes::bounded(device.metered_at_ms, place.led_ms);
     if newest {
         homes::settle(tables, &mut device, &place)?;
-        follow(tables, clerk, (node, observation.at_ms), &mut device, &seen.reading);
+        follow(tables, clerk, (node, observation.at_ms, meta.cluster_version), &mut device, &seen.reading);
         expiry::was_read(tables, meta, clerk, &mut device)?;
         device.node = node.0;
         // Read before the way was measured, or by a node that did not know it yet: as far as the unit.
@@ -186,12 +187,13 @@ fn pin(device: &mut DeviceRow, certificate: &Bytes) {
 fn follow(
     tables: &mut Overlay<'_>,
     clerk: &mut Clerk,
-    (node, at_ms): (NodeId, u64),
+    (node, at_ms, version): (NodeId, u64, u32),
     device: &mut DeviceRow,
     reading: &Reading,
 ) {
-    let mut events = meters::follow(&mut device.meters, &reading.counters, &reading.sources, at_ms);
-    events.extend(supplies::follow(&mut device.parts, &reading.supplies, at_ms));
+    let (counters, sources) = (&reading.counters, &reading.sources);
+    let mut events = meters::follow(&mut device.meters, counters, sources, at_ms, version);
+    events.extend(supplies::follow(&mut device.parts, &reading.supplies, at_ms, version));
     for event in events {
         clerk.event(tables, &EventRow { device: device.id.clone(), node: node.0, ..event });
     }

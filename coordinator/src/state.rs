@@ -52,7 +52,10 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         }
         Some(Kind::Plan(plan)) => self::plan(tables, index, at_ms, plan)?,
         Some(Kind::Claim(claim)) => self::claim(tables, index, at_ms, claim)?,
-        Some(Kind::PutSettings(settings)) => put_settings(tables, index, at_ms, settings)?,
+        Some(Kind::PutSettings(settings)) => {
+            let asked_ms = asked_ms(tables, (at_ms, led_at_ms))?;
+            put_settings(tables, index, asked_ms, settings)?
+        }
         Some(Kind::CreateToken(token)) => create_token(tables, index, at_ms, token),
         Some(Kind::Join(join)) => self::join(tables, index, at_ms, join)?,
         Some(Kind::UpdateMember(update)) => update_member(tables, update)?,
@@ -61,7 +64,10 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         Some(Kind::Enroll(enroll)) => self::enroll(tables, index, at_ms, enroll)?,
         Some(Kind::PutUpstreamIdentities(identities)) => put_upstream_identities(tables, identities)?,
         Some(Kind::ReportReach(report)) => report_reach(tables, report)?,
-        Some(Kind::Ask(ask)) => self::ask(tables, index, at_ms, ask)?,
+        Some(Kind::Ask(ask)) => {
+            let asked_ms = asked_ms(tables, (at_ms, led_at_ms))?;
+            self::ask(tables, index, asked_ms, ask)?
+        }
         Some(Kind::CreateApiToken(token)) => create_api_token(tables, index, at_ms, token),
         Some(Kind::SetUpstreamMode(mode)) => set_upstream_mode(tables, index, at_ms, mode)?,
         Some(Kind::PutScript(script)) => script::put(tables, index, at_ms, script)?,
@@ -89,6 +95,12 @@ fn obey(tables: &mut Overlay<'_>, index: u64, command: &Command) -> Result<Answe
         // Of a later version: a cluster goes there only when every node knows it (`upgrade`), so this cannot matter.
         None => refuse("this version does not know the command"),
     })
+}
+
+/// The time of what somebody asks for: nodes compare it with when they read and swept last.
+fn asked_ms(tables: &Overlay<'_>, (at_ms, led_at_ms): (u64, u64)) -> Result<u64, Fault> {
+    let by_leader = rows::meta(tables)?.cluster_version >= upgrade::LED_ASKS;
+    Ok(if by_leader { led_at_ms } else { at_ms })
 }
 
 pub(crate) fn refuse(why: impl Into<String>) -> Answer {
@@ -352,6 +364,7 @@ fn enroll(tables: &mut Overlay<'_>, index: u64, at_ms: u64, enroll: &Enroll) -> 
     let mut meta = rows::meta(tables)?;
     meta.upstream = Some(Enroll { identities: Vec::new(), ..enroll.clone() });
     alert::tell_all(tables, &mut meta)?;
+    typed::tell_all(tables, &mut meta)?;
     rows::put_meta(tables, &meta);
     // Certificates of the site before are worth nothing at this one.
     for mut member in rows::members(tables)? {

@@ -48,7 +48,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new() -> Self {
         let mut world = World { tables: MemoryTables::default(), index: 0, claim: 0 };
-        let first = Member { id: 1, name: "n1".into(), ..Member::default() };
+        let cluster_version = quire_proto::CLUSTER_VERSION;
+        let first = Member { id: 1, name: "n1".into(), cluster_version, ..Member::default() };
         world.done(Kind::Bootstrap(Bootstrap {
             cluster_id: Bytes::from_static(&[7; 16]),
             first: Some(first),
@@ -463,7 +464,12 @@ fn tokens_admit_once_in_time_and_by_name() {
     let join = |id: &str, secret: &'static [u8], name: &str| Join {
         token_id: id.into(),
         token_secret_sha256: Bytes::from_static(secret),
-        member: Some(Member { name: name.into(), address: name.into(), ..Member::default() }),
+        member: Some(Member {
+            name: name.into(),
+            address: name.into(),
+            cluster_version: quire_proto::CLUSTER_VERSION,
+            ..Member::default()
+        }),
     };
     world.done(Kind::CreateToken(token("a")));
     world.done(Kind::CreateToken(token("b")));

@@ -2,10 +2,13 @@
 //!
 //! Sensors jitter, devices that start answer 0, and a door that was opened makes a cartridge absent for a
 //! reading. So a jump of a level counts only when the next reading confirms it, and a level that falls in
-//! one reading and is back in the next has not changed.
+//! one reading and is back in the next has not changed. Two readings far below confirm a fall, however far it went on
+//! between them: whoever is read once a day may use so much.
 
 use quire_proto::reading::{Supply, SupplyState, percent};
 use quire_proto::store::{EventRow, Part};
+
+use crate::upgrade;
 
 /// Points of a hundred between two readings that are a jump; toner gauges of the recordings go up and down
 /// by at most 10 as they are shaken.
@@ -14,8 +17,9 @@ const JUMP: u32 = 20;
 /// Supplies that are followed: the fullest device in the recordings has 30.
 const MOST: usize = 64;
 
-/// Brings the parts of a device to a later reading of it; answers what happened, without device and node.
-pub(crate) fn follow(parts: &mut Vec<Part>, supplies: &[Supply], at_ms: u64) -> Vec<EventRow> {
+/// Brings the parts of a device to a later reading of it, by the rules of a cluster `version`; answers what happened,
+/// without device and node.
+pub(crate) fn follow(parts: &mut Vec<Part>, supplies: &[Supply], at_ms: u64, version: u32) -> Vec<EventRow> {
     let mut events = Vec::new();
     for supply in supplies {
         let level = level(supply);
@@ -24,7 +28,7 @@ pub(crate) fn follow(parts: &mut Vec<Part>, supplies: &[Supply], at_ms: u64) -> 
             Part { index: supply.index, name: supply.name.to_string(), level, state, ..Part::default() };
         let room = parts.len() < MOST;
         match parts.iter_mut().find(|part| part.index == supply.index) {
-            Some(part) => events.extend(step(part, seen, at_ms)),
+            Some(part) => events.extend(step(part, seen, at_ms, version)),
             None if room => parts.push(seen),
             None => {}
         }
@@ -37,7 +41,7 @@ fn level(supply: &Supply) -> Option<u32> {
     own.map(u32::from)
 }
 
-fn step(part: &mut Part, seen: Part, at_ms: u64) -> Option<EventRow> {
+fn step(part: &mut Part, seen: Part, at_ms: u64, version: u32) -> Option<EventRow> {
     let new_serial = serial_in(&part.name).zip(serial_in(&seen.name)).is_some_and(|(old, new)| old != new);
     let before = part.level;
     let jumped = match (part.level, seen.level) {
@@ -64,7 +68,11 @@ fn step(part: &mut Part, seen: Part, at_ms: u64) -> Option<EventRow> {
     };
     let confirmed = part.seen_at_ms > 0
         && match (part.seen_level, seen.level) {
-            (Some(first), Some(now)) => first.abs_diff(now) < JUMP,
+            (Some(first), Some(now)) => {
+                let fell = |level: u32| part.level.is_some_and(|known| level + JUMP <= known);
+                let falls = version >= upgrade::SUPPLY_FALLS && fell(first) && fell(now);
+                first.abs_diff(now) < JUMP || (falls && now < first)
+            }
             (None, None) => true,
             _ => false,
         };
@@ -127,12 +135,17 @@ mod tests {
 
     /// Follows percentages, one an hour; answers when the supply was replaced, in hours.
     fn follow_levels(levels: &[u8]) -> Vec<u64> {
+        follow_by(upgrade::SUPPLY_FALLS, levels)
+    }
+
+    fn follow_by(version: u32, levels: &[u8]) -> Vec<u64> {
         let mut parts = Vec::new();
         let mut at = 0;
         let mut replaced = Vec::new();
         for level in levels {
             at += 1;
-            let events = follow(&mut parts, &[toner("Black", Some(*level), SupplyState::Ok)], at);
+            let supply = toner("Black", Some(*level), SupplyState::Ok);
+            let events = follow(&mut parts, &[supply], at, version);
             replaced.extend(events.into_iter().map(|event| event.at_ms));
         }
         replaced
@@ -157,10 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn a_level_that_falls_far_with_every_reading_is_followed() {
+        assert_eq!(follow_levels(&[90, 65, 40, 15, 100, 100]), [5]);
+        assert_eq!(follow_levels(&[80, 0, 40, 80, 80]), [0; 0], "what rises again was no fall");
+        assert_eq!(
+            follow_by(upgrade::SUPPLY_FALLS - 1, &[90, 65, 40, 15, 100, 100]),
+            [0; 0],
+            "in older releases"
+        );
+    }
+
+    #[test]
     fn another_serial_is_a_replacement_at_once() {
         let mut parts = Vec::new();
-        follow(&mut parts, &[toner("Toner S/N:CRUM-1203", Some(60), SupplyState::Ok)], 1);
-        let events = follow(&mut parts, &[toner("Toner S/N:CRUM-9999", Some(65), SupplyState::Ok)], 2);
+        follow(&mut parts, &[toner("Toner S/N:CRUM-1203", Some(60), SupplyState::Ok)], 1, 3);
+        let events = follow(&mut parts, &[toner("Toner S/N:CRUM-9999", Some(65), SupplyState::Ok)], 2, 3);
         assert_eq!((events.len(), parts[0].replaced_at_ms), (1, 2));
     }
 
@@ -171,7 +195,8 @@ mod tests {
         let states =
             [SupplyState::Ok, SupplyState::Empty, SupplyState::Empty, SupplyState::Ok, SupplyState::Ok];
         for (at, state) in (1..).zip(states) {
-            kinds.extend(follow(&mut parts, &[toner("Black", None, state)], at).into_iter().map(|e| e.at_ms));
+            let events = follow(&mut parts, &[toner("Black", None, state)], at, upgrade::SUPPLY_FALLS);
+            kinds.extend(events.into_iter().map(|event| event.at_ms));
         }
         assert_eq!(kinds, [4]);
     }

@@ -3,12 +3,11 @@
 //! They are kept under the id for which they were typed, so that they come back when a merge is undone.
 
 use quire_proto::store::outcome::Result as Answer;
-use quire_proto::store::{DeviceRow, FaceRow, SetDevice, Typed};
+use quire_proto::store::{DeviceRow, FaceRow, Meta, SetDevice, Typed};
 
-use crate::news;
-use crate::rows;
 use crate::state::{audit, refuse};
 use crate::tables::{Fault, Overlay, Read, ReadExt, Table};
+use crate::{backlog, history, news, record, rows, upgrade};
 
 /// What may be typed.
 pub const FIELDS: [&str; 3] = ["name", "location", "asset"];
@@ -84,6 +83,40 @@ pub(crate) fn set(
     let what = format!("device {}: {}", device.id, said.join(", "));
     audit(tables, index, at_ms, &set.by, what.clone());
     Ok(Answer::Changes(what))
+}
+
+/// A Web Admin that is new is told of what was typed, behind the device's last reading: it keeps nothing about devices
+/// that it never heard of, and a reading that it has it knows by its id. Some 2 KB for each device with typed values.
+pub(crate) fn tell_all(tables: &mut Overlay<'_>, meta: &mut Meta) -> Result<(), Fault> {
+    if meta.cluster_version < upgrade::TYPED_TOLD {
+        return Ok(());
+    }
+    let all: Vec<SetDevice> = tables.all(Table::Typed, &[])?;
+    for own in all {
+        let device: Option<DeviceRow> = tables.row(Table::Devices, own.device.as_bytes())?;
+        let shown = |row: &DeviceRow| !row.hidden && !record::hidden(meta, &row.address);
+        let Some(device) = device.filter(|row| !row.typed.is_empty() && shown(row)) else { continue };
+        for reading in history::of_device(tables, &device.id, 1)? {
+            if !record::hidden(meta, &reading.address) {
+                backlog::put(tables, meta, reading, &device.zone, device.first_seen_ms)?;
+            }
+        }
+        news::of_device(tables, meta, &device.id, None)?;
+    }
+    Ok(())
+}
+
+/// A device that got typed values by a merge alone has a row of its own, too, so that [`tell_all`] finds it without
+/// looking through all devices.
+pub(crate) fn inherits(tables: &mut Overlay<'_>, meta: &Meta, device: &DeviceRow) -> Result<(), Fault> {
+    if meta.cluster_version >= upgrade::TYPED_TOLD
+        && !device.typed.is_empty()
+        && tables.get(Table::Typed, device.id.as_bytes())?.is_none()
+    {
+        let own = SetDevice { device: device.id.clone(), ..SetDevice::default() };
+        tables.put(Table::Typed, device.id.as_bytes(), &own);
+    }
+    Ok(())
 }
 
 /// What was typed for a device: its own first, then what was typed for devices that are merged into it.

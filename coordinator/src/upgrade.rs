@@ -21,6 +21,22 @@ pub const ROUTER_TRIAL: u32 = 2;
 pub const TIMING: u32 = 2;
 /// Certificates in the members' rows, and changes of the cluster key and of the CA (`crate::rotation`).
 pub const ROTATION: u32 = 2;
+/// Faces that differ by their engines alone count once, and so many of them are kept.
+pub const ENGINES: u32 = 3;
+/// Meters come back to a source that tells again, and a jump counts when a second reading confirms it.
+pub const METERS: u32 = 3;
+/// A supply that falls far from reading to reading is followed.
+pub const SUPPLY_FALLS: u32 = 3;
+/// Devices in units that are in no plan, as printers on a node's own cables, grow old by the cluster's time.
+pub const UNPLANNED_AGE: u32 = 3;
+/// Times that lie in the leader's future bar nobody from an address.
+pub const BOUND_HOMES: u32 = 3;
+/// Among the targets of an alert those make room that were told longest ago, or that the rule does not name any more.
+pub const OLD_TARGETS: u32 = 3;
+/// What is asked for is asked for at the leader's time.
+pub const LED_ASKS: u32 = 3;
+/// A Web Admin that is new is told of what operators typed.
+pub const TYPED_TOLD: u32 = 3;
 
 /// The version that the cluster may go to, when that is a later one than it has.
 pub fn due(meta: &Meta, members: &[Member]) -> Option<u32> {

@@ -43,6 +43,28 @@ fn a_clock_that_is_ahead_freezes_no_device() {
 }
 
 #[test]
+fn a_calendar_that_was_ahead_makes_nobody_homeless() {
+    let mut world = World::new();
+    let (now, hour) = (1_000 * DAY, DAY / 24);
+    let read = |world: &mut World, led_at_ms: u64, seq, host: &str, serial: &str, mac: &str| {
+        // It takes some seconds into the log.
+        let observation = Observation { at_ms: led_at_ms - 5_000, ..seen(seq, host, serial, mac, 70) };
+        record_at(world, led_at_ms, 1, &observation);
+        let serial = format!("serial:{serial}");
+        let device = world.devices().into_iter().find(|row| row.evidence.contains(&serial)).unwrap();
+        (device.address, device.unit)
+    };
+    let lives = |host: &str| (format!("{host}:161"), UNIT.to_owned());
+    read(&mut world, now + 2 * DAY, 1, "10.0.0.5", "CNB1001", MAC_A);
+    assert_eq!(read(&mut world, now, 2, "10.0.0.6", "CNB1001", MAC_A), lives("10.0.0.6"));
+    assert_eq!(read(&mut world, now + hour, 3, "10.0.0.5", "CNB1001", MAC_A), lives("10.0.0.5"));
+    // Nor whoever comes to where somebody was seen in the future.
+    read(&mut world, now + 2 * DAY, 4, "10.0.0.7", "CNB1001", MAC_A);
+    assert_eq!(read(&mut world, now + 2 * hour, 5, "10.0.0.7", "CNB1002", MAC_B), lives("10.0.0.7"));
+    assert_eq!(read(&mut world, now + 3 * hour, 6, "10.0.0.8", "CNB1001", MAC_A), lives("10.0.0.8"));
+}
+
+#[test]
 fn a_clock_that_is_ahead_freezes_no_unit() {
     let mut world = World::new();
     let (now, future) = (1_000 * DAY, 1_365 * DAY);
@@ -124,6 +146,29 @@ fn a_job_that_comes_again_is_answered_again_and_not_done_again() {
 }
 
 #[test]
+fn what_is_asked_for_is_asked_for_at_the_leaders_time() {
+    let mut world = World::new();
+    world.record(1, &[seen(1, "10.0.0.5", "CNB1001", MAC_A, 70)]);
+    let device = world.devices()[0].id.clone();
+    let (now, hour) = (1_000 * DAY, DAY / 24);
+    for (n, at_ms) in (1..).zip([now - hour, now + hour]) {
+        let led_at_ms = now + n;
+        let mut obey = |kind| {
+            let command = Command { at_ms, led_at_ms, kind: Some(kind), ..Command::default() };
+            assert!(!matches!(world.obey(&command), Answer::Rejected(_)));
+            let explore_ms = rows::meta(&world.tables).unwrap().explore_asked_at_ms;
+            [world.unit().asked_at_ms, world.devices()[0].asked_at_ms, explore_ms]
+        };
+        let ask = |what| Kind::Ask(Ask { by: "op".into(), what: Some(what) });
+        obey(ask(AskWhat::SweepSegment(UNIT.into())));
+        obey(ask(AskWhat::Explore(true)));
+        assert_eq!(obey(ask(AskWhat::ReadDevice(device.clone()))), [led_at_ms; 3]);
+        let again = PutSettings { sweep_again: true, ..PutSettings::default() };
+        assert_eq!(obey(Kind::PutSettings(again))[0], led_at_ms);
+    }
+}
+
+#[test]
 fn remembered_jobs_are_bounded() {
     let mut world = World::new();
     for n in 0..1_003 {
@@ -169,7 +214,12 @@ fn enrolling_anew_leaves_no_certificate_of_the_site_before() {
     };
     let token = CreateToken { id: "t".into(), expires_at_ms: u64::MAX, ..CreateToken::default() };
     world.done(Kind::CreateToken(token));
-    let second = Member { name: "n2".into(), address: "n2".into(), ..Member::default() };
+    let second = Member {
+        name: "n2".into(),
+        address: "n2".into(),
+        cluster_version: quire_proto::CLUSTER_VERSION,
+        ..Member::default()
+    };
     world.done(Kind::Join(Join { token_id: "t".into(), member: Some(second), ..Join::default() }));
     let second = world.index;
     world.done(enroll("a", vec![certificate(1, b"1 at a"), certificate(second, b"2 at a")]));

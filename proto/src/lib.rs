@@ -42,4 +42,4 @@ pub const WIRE_VERSION: u32 = 1;
 
 /// The latest cluster version that this program knows: it rises with every release that adds commands, fields of the log
 /// or rules of `apply`. A cluster goes to it when all members know it (`quire_coordinator::upgrade`).
-pub const CLUSTER_VERSION: u32 = 2;
+pub const CLUSTER_VERSION: u32 = 3;

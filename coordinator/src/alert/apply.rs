@@ -13,7 +13,7 @@ use super::{CLEARED, OPEN, SAME_EPISODE_MS, key, row};
 use crate::news::Clerk;
 use crate::state::refuse;
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table, after};
-use crate::{backlog, record, rows};
+use crate::{backlog, record, rows, upgrade};
 
 /// Rows at most, of some 500 octets: 10 MB.
 pub(crate) const MOST: u64 = 20_000;
@@ -102,7 +102,7 @@ fn next_row(
         row.raises = row.raises.saturating_add(1);
         (row.cleared_at_ms, row.why) = (0, String::new());
         row.what.clone_from(&change.what);
-        owe(&mut row, &change.targets);
+        owe(&mut row, &change.targets, meta.cluster_version);
     } else {
         (row.cleared_at_ms, row.why) = (now, change.what.clone());
     }
@@ -121,10 +121,16 @@ fn id(meta: &Meta, index: u64, change: &AlertChange) -> String {
     format!("{cluster}-{index}-{hash:016x}")
 }
 
-/// Targets that are not told yet; what others were told stays.
-fn owe(row: &mut AlertRow, targets: &[String]) {
-    for target in targets.iter().take(TARGETS) {
-        if !row.deliveries.iter().any(|delivery| delivery.target == *target) {
+/// Targets that are not told yet; what others were told stays, while there is room for it.
+fn owe(row: &mut AlertRow, targets: &[String], version: u32) {
+    let targets = &targets[..targets.len().min(TARGETS)];
+    let known = |row: &AlertRow, target: &String| row.deliveries.iter().any(|known| known.target == *target);
+    let new = targets.iter().filter(|target| !known(row, target)).count();
+    if version >= upgrade::OLD_TARGETS && row.deliveries.len() + new > TARGETS {
+        row.deliveries.retain(|delivery| targets.contains(&delivery.target));
+    }
+    for target in targets {
+        if !known(row, target) {
             row.deliveries.push(AlertDelivery { target: target.clone(), ..AlertDelivery::default() });
         }
     }
@@ -249,14 +255,33 @@ pub(crate) fn told(tables: &mut Overlay<'_>, at_ms: u64, told: &AlertsTold) -> R
             continue;
         };
         let now = AlertDelivery { at_ms, ..delivery.clone() };
-        match alert.deliveries.iter().position(|known| known.target == now.target) {
-            Some(at) if alert.deliveries[at].serial > now.serial => continue,
-            Some(at) => alert.deliveries[at] = now,
-            // Settings that come and go must not make a row grow for ever.
-            None if alert.deliveries.len() >= TARGETS => alert.deliveries[0] = now,
-            None => alert.deliveries.push(now),
+        if alert.deliveries.iter().any(|known| known.target == now.target && known.serial > now.serial) {
+            continue;
+        }
+        match meta.cluster_version < upgrade::OLD_TARGETS {
+            true => note_in_place(&mut alert.deliveries, now),
+            false => note(&mut alert.deliveries, now),
         }
         tables.put(Table::Alerts, &key(alert.open, &alert.subject, &alert.rule), &alert);
     }
     Ok(Answer::Done(true))
+}
+
+/// Keeps who was told in the order in which they were told, whatever calendars say, so that the first makes room:
+/// settings that come and go must not make a row grow for ever, and who is told now must not be forgotten for the next.
+fn note(deliveries: &mut Vec<AlertDelivery>, now: AlertDelivery) {
+    deliveries.retain(|known| known.target != now.target);
+    if deliveries.len() >= TARGETS {
+        deliveries.drain(..=deliveries.len() - TARGETS);
+    }
+    deliveries.push(now);
+}
+
+/// The same as clusters before [`upgrade::OLD_TARGETS`] have it.
+fn note_in_place(deliveries: &mut Vec<AlertDelivery>, now: AlertDelivery) {
+    match deliveries.iter().position(|known| known.target == now.target) {
+        Some(at) => deliveries[at] = now,
+        None if deliveries.len() >= TARGETS => deliveries[0] = now,
+        None => deliveries.push(now),
+    }
 }

@@ -106,8 +106,12 @@ impl World {
     }
 
     fn tell(&mut self, at_ms: u64, row: &AlertRow, failed: &str) {
+        self.tell_to(HOOK, at_ms, row, failed);
+    }
+
+    fn tell_to(&mut self, target: &str, at_ms: u64, row: &AlertRow, failed: &str) {
         let delivery = AlertDelivery {
-            target: HOOK.to_owned(),
+            target: target.to_owned(),
             serial: row.serial,
             raised: row.open,
             failed: failed.to_owned(),
@@ -345,6 +349,46 @@ fn targets_are_owed_what_they_were_not_told() {
     assert_eq!(alert::owed(&world.alerts()[0], HOOK), None);
     world.tell(30_030, &cleared, "404 Not Found");
     assert_eq!(world.alerts()[0].deliveries[0].failed, "404 Not Found");
+}
+
+#[test]
+fn targets_that_come_and_go_are_bounded_and_told_once() {
+    let mut world = World::new();
+    let raise = |raised, targets: &[String]| AlertChange {
+        rule: "r".into(),
+        subject: "node/1".into(),
+        raised,
+        targets: targets.to_vec(),
+        ..AlertChange::default()
+    };
+    let some = |from: usize| (from..from + 8).map(|n| format!("mailto:{n}@example.org")).collect::<Vec<_>>();
+    world.propose(20_000, vec![raise(true, &some(0))]);
+    // The settings change while it is open: whoever is named then is told, too.
+    let row = |world: &World| world.alerts().remove(0);
+    for (n, target) in (0..16).map(|n| format!("mailto:{n}@example.org")).enumerate() {
+        let open = row(&world);
+        world.tell_to(&target, 20_000 + n as u64, &open, "");
+    }
+    assert_eq!(row(&world).deliveries.len(), 16);
+    let open = row(&world);
+    // By a calendar that was corrected meanwhile.
+    for (target, at_ms) in [("mailto:x@example.org", 10_000), ("mailto:y@example.org", 10_001)] {
+        assert!(alert::owed(&open, target).is_some());
+        world.tell_to(target, at_ms, &open, "");
+    }
+    for target in ["mailto:x@example.org", "mailto:y@example.org", "mailto:15@example.org"] {
+        assert_eq!(alert::owed(&row(&world), target), None, "{target}");
+    }
+    assert_eq!(row(&world).deliveries.len(), 16);
+    // Raised again and again, each time for others.
+    for n in 1..10 {
+        let at_ms = 30_000 + n as u64 * 10;
+        world.propose(at_ms, vec![raise(false, &[])]);
+        world.propose(at_ms + 5, vec![raise(true, &some(n * 100))]);
+        let row = row(&world);
+        assert!(row.deliveries.len() <= 16, "{row:?}");
+        assert!(some(n * 100).iter().all(|target| alert::owed(&row, target) == Some(Millis(at_ms + 5))));
+    }
 }
 
 #[test]
