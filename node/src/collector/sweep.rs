@@ -15,7 +15,6 @@ use quire_coordinator::coverage::Coverage;
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
 use quire_coordinator::{extent, planner};
-use quire_proto::address::Target;
 use quire_proto::convert;
 use quire_proto::id::{ANY_ZONE, Epoch, Millis, UnitId};
 use quire_proto::reading::{Reading, Via};
@@ -180,7 +179,7 @@ impl UnitSweep {
         };
         let hosts = match planner::is_known_only(prefix) {
             true => guide.live.iter().copied().filter(|ip| !has_unit(ip)).collect(),
-            false => extent::live_first(Target::Prefix(prefix, None).hosts().collect(), &guide.live),
+            false => extent::live_first(extent::unit_hosts(prefix, &self.row.segment).collect(), &guide.live),
         };
         hosts
             .into_iter()
