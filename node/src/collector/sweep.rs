@@ -55,11 +55,21 @@ pub(super) struct UnitSweep {
 }
 
 /// What is known of the device at an address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Resident {
     /// It was read lately.
     fresh: bool,
+    /// The SNMPv3 user that read it; empty for communities.
+    user: String,
     pin: Pin,
+}
+
+impl Resident {
+    /// A device that was read within its period needs no second read because a sweep met it, unless it is met by a
+    /// user that does not read it yet: its next read goes by its last one.
+    fn needs_no_read(&self, credential: &Credential) -> bool {
+        self.fresh && self.user == credential.user().unwrap_or_default()
+    }
 }
 
 /// What a part of the sweep came to.
@@ -82,14 +92,13 @@ impl UnitSweep {
         coverage: Coverage,
     ) -> Result<Self, Fault> {
         let unit: UnitId = row.unit.parse().unwrap_or_else(|_| UnitId::new("", ipnet::IpNet::default()));
-        // A device that was read within its period needs no second read because a sweep met it.
         let fresh = clock::now().0.saturating_sub(tools.settings.metering.every_ms);
         let mut known = BTreeMap::new();
         if let Some(prefix) = unit.prefix() {
             rows::devices_in(&tools.cluster.view(), unit.zone(), prefix, |device| {
                 let at = device.address.parse();
-                let fresh = device.metered_at_ms > fresh;
-                known.extend(at.ok().map(|at| (at, Resident { fresh, pin: Pin::of(&device.certificate) })));
+                let (fresh, pin) = (device.metered_at_ms > fresh, Pin::of(&device.certificate));
+                known.extend(at.ok().map(|at| (at, Resident { fresh, user: device.user, pin })));
                 true
             })?;
         }
@@ -224,7 +233,8 @@ impl UnitSweep {
             self.mark.responders += 1;
         }
         let printer = device::judge(varbinds) != Verdict::NotPrinter;
-        if printer && !self.known.get(&peer).is_some_and(|resident| resident.fresh) {
+        let known = self.known.get(&peer).is_some_and(|resident| resident.needs_no_read(&credential));
+        if printer && !known {
             self.read(tools, peer, credential, Some(ReadPlan::glimpsed(varbinds)), 1);
         } else {
             self.close(peer);
@@ -364,6 +374,16 @@ fn facts(reading: Reading) -> Reading {
 mod tests {
     use super::*;
     use quire_proto::reading::Counters;
+
+    #[test]
+    fn a_device_met_by_a_user_that_does_not_read_it_yet_is_read() {
+        let user = Credential::v3(crate::snmp::V3 { user: "meter", ..Default::default() }).unwrap();
+        let public = Credential::v2c("public").unwrap();
+        let by = |user: &str| Resident { fresh: true, user: user.into(), pin: Pin::default() };
+        assert!(by("meter").needs_no_read(&user) && by("").needs_no_read(&public));
+        assert!(!by("").needs_no_read(&user) && !by("meter").needs_no_read(&public));
+        assert!(!Resident { fresh: false, ..by("meter") }.needs_no_read(&user));
+    }
 
     #[test]
     fn of_half_a_reading_nothing_but_the_identity_is_kept() {
