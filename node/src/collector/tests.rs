@@ -107,15 +107,19 @@ impl World {
     }
 
     async fn collect(&mut self, reporter: Reporter) {
+        let collector = self.collector(reporter).await;
+        self.tasks.spawn(collector.run(self.stop.clone()));
+    }
+
+    async fn collector(&self, reporter: Reporter) -> Collector {
         let snmp = Snmp::bind(Options { timeout: Duration::from_millis(500), ..Options::default() }).await;
-        let collector = Collector::new(
+        Collector::new(
             self.cluster.clone(),
             snmp.unwrap(),
             reporter,
             Scripts::built_in(),
             crate::device::browser::Browser::off(),
-        );
-        self.tasks.spawn(collector.run(self.stop.clone()));
+        )
     }
 
     /// Waits until the unit's row is as wanted.
@@ -229,6 +233,29 @@ async fn an_exclusion_in_the_middle_of_a_sweep_is_honoured() {
     world.until("swept", |row| under(row) && finished(row)).await;
     assert_eq!(net.heard(), (1..8).collect::<Vec<_>>());
     assert_eq!(world.row().sweep.unwrap().total, 7);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exclusion_gives_up_what_is_shown_for_others() {
+    let net = Silent::new([127, 77, 5]);
+    let mut world = World::new("127.77.5.0/28", &settings("127.77.5.0/28", net.port, "")).await;
+    let reporter = world.commit();
+    let mut collector = world.collector(reporter).await;
+    collector.showing.spawn(async { panic!("a hostile page") });
+    let (shown, given_up) = tokio::sync::oneshot::channel::<()>();
+    collector.showing.spawn(async move {
+        std::future::pending::<()>().await;
+        drop(shown);
+    });
+    world.tasks.spawn(collector.run(world.stop.clone()));
+    world.until("begun", |row| row.sweep.is_some()).await;
+    world.apply(&settings("127.77.5.0/28", net.port, "exclude = [\"127.77.5.8/29\"]")).await;
+    assert!(tokio::time::timeout(HANG, given_up).await.unwrap().is_err());
+    // And the collector goes on.
+    let index = world.settings_index();
+    let under = |row: &UnitRow| row.sweep.as_ref().is_some_and(|sweep| sweep.settings_index == index);
+    world.until("swept", |row| under(row) && finished(row)).await;
     world.end().await;
 }
 
