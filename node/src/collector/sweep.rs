@@ -8,9 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use quire_coordinator::coverage::Coverage;
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
@@ -76,6 +78,8 @@ impl Resident {
 pub(super) enum Step {
     /// A printer was read; the number counts its reads.
     Read(SocketAddr, Arc<Credential>, Box<(Finished, Pin)>, u32),
+    /// The read of a printer panicked.
+    Broken(SocketAddr),
     /// Users may be tried now, or not at all any more.
     Granted(Option<Vec<Granted>>),
     /// A user was tried at a device.
@@ -136,7 +140,9 @@ impl UnitSweep {
             oids: device::probe_oids(),
         });
         if !self.drain(tools, &mut events, &hosts).await {
-            // The engine or the quorum went away under it: what is not covered is not swept.
+            // The engine or the quorum went away under it: what is not covered is not swept, and what is need not be
+            // asked again.
+            self.report_mark(tools, &hosts).await;
             return Ended::Failed;
         }
         self.mark.finished = true;
@@ -253,7 +259,7 @@ impl UnitSweep {
         self.busy.insert(peer);
         let tools = tools.clone();
         let mut pin = self.known.get(&peer).map(|resident| resident.pin).unwrap_or_default();
-        self.work.spawn(async move {
+        let read = async move {
             // Never closed: the tools hold it.
             let _room = tools.sweep_reads.acquire().await;
             let mut finished = tools.read(peer, &credential, plan, Patience::Normal, &mut pin).await;
@@ -265,7 +271,8 @@ impl UnitSweep {
                     Some(web.complete(&tools.settings, reading, peer.ip(), lane, &mut pin).await);
             }
             Step::Read(peer, credential, Box::new((finished, pin)), tries)
-        });
+        };
+        self.work.spawn(unbroken(peer, read));
     }
 
     /// Nothing of this address is left to do.
@@ -286,6 +293,7 @@ impl UnitSweep {
                     self.close(peer);
                 }
             }
+            Step::Broken(peer) => self.close(peer),
             Step::Granted(None) => return false,
             Step::Granted(Some(granted)) => {
                 for granted in granted {
@@ -361,6 +369,15 @@ impl UnitSweep {
     }
 }
 
+/// A read that panics has failed for that address alone: the rest of the unit must not wait for what one device does.
+async fn unbroken(peer: SocketAddr, read: impl Future<Output = Step>) -> Step {
+    // Nothing outlives the read but what it answers, so nothing is left half done.
+    AssertUnwindSafe(read).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(%peer, "the read of a device panicked: the sweep goes on without it");
+        Step::Broken(peer)
+    })
+}
+
 /// Who it is, without anything that was counted or may have been cut short.
 fn facts(reading: Reading) -> Reading {
     const IDENTITY: [&str; 8] = ["vendor", "model", "serial", "mac", "name", "location", "firmware", "asset"];
@@ -374,6 +391,14 @@ fn facts(reading: Reading) -> Reading {
 mod tests {
     use super::*;
     use quire_proto::reading::Counters;
+
+    #[tokio::test]
+    async fn a_read_that_panics_is_done_with() {
+        let peer: SocketAddr = "10.0.0.5:161".parse().unwrap();
+        let broken = unbroken(peer, async { panic!("a hostile answer") }).await;
+        assert!(matches!(broken, Step::Broken(at) if at == peer));
+        assert!(matches!(unbroken(peer, async { Step::Granted(None) }).await, Step::Granted(None)));
+    }
 
     #[test]
     fn a_device_met_by_a_user_that_does_not_read_it_yet_is_read() {
