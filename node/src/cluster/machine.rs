@@ -1,7 +1,8 @@
 //! The state machine: committed entries through `state::apply` into one batch with `applied`.
 //!
 //! Architecture Invariant: this is the only writer of state rows, and it writes them only together
-//! with the log id that they reach. A fault stops the node; it never guesses.
+//! with the log id that they reach. A fault stops the node; it never guesses. Nothing is committed of a cluster version
+//! that this program does not know: from the entry on that raises it, others apply what this one might not understand.
 
 use std::io;
 
@@ -9,8 +10,8 @@ use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
-use quire_coordinator::state;
-use quire_coordinator::tables::{Overlay, Table};
+use quire_coordinator::tables::{Overlay, Read, Table};
+use quire_coordinator::{rows, state, upgrade};
 use quire_proto::store::{Command, Outcome, outcome};
 use rocksdb::WriteBatch;
 
@@ -34,6 +35,8 @@ pub(crate) struct Machine {
     feed: Feed,
     shelf: Shelf,
     marks: Marks,
+    /// The latest cluster version that this program knows.
+    knows: u32,
     /// openraft asks for a snapshot only once it has wanted one.
     wanted: bool,
 }
@@ -47,9 +50,10 @@ struct Marks {
 
 impl Machine {
     /// Reads how far the tables of `store` are; tells `feed` of every change; views to be sent stand on `shelf`.
-    pub(crate) fn open(store: Store, feed: Feed, shelf: Shelf) -> io::Result<Self> {
+    /// `knows` is the latest cluster version that is understood here.
+    pub(crate) fn open(store: Store, feed: Feed, shelf: Shelf, knows: u32) -> io::Result<Self> {
         let marks = Marks::read(store.meta(key::APPLIED)?, store.meta(key::MEMBERSHIP)?)?;
-        Ok(Machine { store, feed, shelf, marks, wanted: false })
+        Ok(Machine { store, feed, shelf, marks, knows, wanted: false })
     }
 }
 
@@ -91,11 +95,17 @@ fn size(entry: &Entry) -> usize {
     }
 }
 
+/// An error where the tables are of a cluster version that this program does not know.
+fn check(tables: &impl Read, knows: u32) -> io::Result<()> {
+    let meta = rows::meta(tables).map_err(io::Error::other)?;
+    upgrade::check(&meta, knows).map_err(io::Error::other)
+}
+
 /// Applies entries in order and commits them as one batch with the marks they reach; tells of it.
 fn commit(
     store: &Store,
     feed: &Feed,
-    mut marks: Marks,
+    (mut marks, knows): (Marks, u32),
     entries: Vec<Entry>,
 ) -> io::Result<(Marks, Vec<Answer>)> {
     let active = store.active()?;
@@ -121,6 +131,7 @@ fn commit(
         marks.applied = Some(entry.log_id);
         answers.push(Answer(outcome));
     }
+    check(&overlay, knows)?;
     let family = store.family(STATE[active])?;
     let mut batch = WriteBatch::default();
     let mut touched: Vec<Touched> = Vec::new();
@@ -173,7 +184,8 @@ impl RaftStateMachine<Types> for Machine {
                 responders.push(responder);
             }
             let (store, feed, marks) = (self.store.clone(), self.feed.clone(), self.marks.clone());
-            let (marks, answers) = away(move || commit(&store, &feed, marks, entries)).await?;
+            let knows = self.knows;
+            let (marks, answers) = away(move || commit(&store, &feed, (marks, knows), entries)).await?;
             self.marks = marks;
             self.shelf.clear();
             for (responder, answer) in responders.into_iter().zip(answers) {
@@ -197,14 +209,16 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, copy: Copy) -> Result<(), io::Error> {
         let marks = Marks { applied: meta.last_log_id, membership: meta.last_membership.clone() };
-        let (store, written) = (self.store.clone(), marks.clone());
+        let (store, written, knows) = (self.store.clone(), marks.clone(), self.knows);
         away(move || {
             let staged = match copy {
                 Copy::Staged(staged) => staged,
                 Copy::View(outgoing) => Staging::copy(&store, &outgoing.view)?,
             };
+            let number = staged.family_number();
+            check(&Tables { store: &store, active: usize::from(number) }, knows)?;
             let mut batch = WriteBatch::default();
-            batch.put_cf(store.family(META)?, key::ACTIVE, [staged.family_number()]);
+            batch.put_cf(store.family(META)?, key::ACTIVE, [number]);
             written.write(&store, &mut batch)?;
             store.write_synced(batch)?;
             Ok(())

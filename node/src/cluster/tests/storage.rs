@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use crate::cluster::changes::Feed;
 use crate::cluster::machine::Machine;
 use crate::cluster::raft::{Log, Types};
+use crate::cluster::snapshot::Shelf;
 use crate::cluster::store::Store;
 use crate::cluster::writer::{Joiner, Writer};
 
@@ -22,8 +23,7 @@ impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
         let store = Store::open(dir.path()).unwrap();
         let writer = Writer::start(&store, crate::cluster::timing::Timing::open(&store).unwrap()).unwrap();
         self.0.lock().unwrap().push(writer.joiner());
-        let machine =
-            Machine::open(store.clone(), Feed::new(), crate::cluster::snapshot::Shelf::default()).unwrap();
+        let machine = Machine::open(store.clone(), Feed::new(), Shelf::default(), 0).unwrap();
         Ok((dir, Log::new(store, writer, Default::default()), machine))
     }
 }
