@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use quire_coordinator::explore::{self, Bounds, Known, Map, RouterView, Verdict};
 use quire_coordinator::found;
+use quire_coordinator::planner::NodeView;
 use quire_coordinator::rows;
 use quire_coordinator::schedule::Schedule;
 use quire_coordinator::settings::Settings;
@@ -284,8 +285,8 @@ fn scene(cluster: &Cluster, own: &RouterView) -> anyhow::Result<Option<Scene>> {
     let members = rows::members(&tables)?;
     let able = |id: u64| {
         let heard = id == me.id.0 || meta.heard.iter().any(|heard| heard.node == id);
-        let member = members.iter().find(|member| member.id == id);
-        heard && member.is_some_and(|member| member.zone == me.zone && !member.draining && !member.witness)
+        let member = members.iter().find(|member| member.id == id && member.zone == me.zone);
+        member.is_some_and(|member| NodeView::of(member, heard, Millis(0)).is_eligible())
     };
     if !able(me.id.0) {
         return Ok(None);
