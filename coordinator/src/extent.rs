@@ -3,7 +3,7 @@
 //! Memory: a range takes some 50 octets, whatever it holds; ranges that touch become one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use quire_proto::address::Target;
@@ -34,6 +34,34 @@ fn hosts(target: &Target) -> (IpAddr, IpAddr) {
         Target::Range(first, last, _) => (first.into(), last.into()),
         Target::Host(host, _) => (host, host),
     }
+}
+
+/// The hosts of a unit, first and last. Network and broadcast address are those of the segment that it was cut from:
+/// the first and last address of a piece in its middle are hosts like any other. `None` where none is left.
+fn unit(prefix: IpNet, segment: &str) -> Option<(IpAddr, IpAddr)> {
+    let segment = segment.parse().ok().filter(|segment: &IpNet| segment.contains(&prefix)).unwrap_or(prefix);
+    let (first, last) = hosts(&Target::Prefix(segment, None));
+    let (first, last) = (first.max(prefix.network()), last.min(prefix.broadcast()));
+    (first <= last).then_some((first, last))
+}
+
+/// The hosts of a unit that was cut from a segment, in order.
+pub fn unit_hosts(prefix: IpNet, segment: &str) -> Box<dyn Iterator<Item = IpAddr> + Send> {
+    match unit(prefix, segment) {
+        None => Box::new(std::iter::empty()),
+        Some((first, last)) => {
+            let ((family, first), (_, last)) = (place(first), place(last));
+            Box::new((first..=last).map(move |at| match family {
+                0 => IpAddr::V4(Ipv4Addr::from(u32::try_from(at).unwrap_or(u32::MAX))),
+                _ => IpAddr::V6(Ipv6Addr::from(at)),
+            }))
+        }
+    }
+}
+
+/// How many [`unit_hosts`] are.
+pub fn unit_count(prefix: IpNet, segment: &str) -> u64 {
+    unit(prefix, segment).map_or(0, |(first, last)| add(0, place(first).1, place(last).1))
 }
 
 impl Extent {
@@ -140,6 +168,32 @@ mod tests {
         let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
         let live = [ip(3), ip(9), ip(77)].into();
         assert_eq!(live_first((1..5).map(ip).collect(), &live), [ip(3), ip(1), ip(2), ip(4)]);
+    }
+
+    #[test]
+    fn network_and_broadcast_addresses_are_those_of_the_segment() {
+        let hosts = |unit: &str, segment: &str| {
+            let unit: IpNet = unit.parse().unwrap();
+            let all: Vec<IpAddr> = unit_hosts(unit, segment).collect();
+            assert_eq!(all.len() as u64, unit_count(unit, segment), "{unit} of {segment}");
+            all.first().zip(all.last()).map(|(first, last)| format!("{first}-{last}"))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(hosts("10.1.0.0/24", "10.1.0.0/22"), some("10.1.0.1-10.1.0.255"));
+        assert_eq!(hosts("10.1.1.0/24", "10.1.0.0/22"), some("10.1.1.0-10.1.1.255"));
+        assert_eq!(hosts("10.1.3.0/24", "10.1.0.0/22"), some("10.1.3.0-10.1.3.254"));
+        assert_eq!(hosts("10.1.0.0/24", "10.1.0.0/24"), some("10.1.0.1-10.1.0.254"));
+        // A piece beside one that was carved out, the network address alone, and one address that was named.
+        assert_eq!(hosts("10.1.0.6/32", "10.1.0.0/24"), some("10.1.0.6-10.1.0.6"));
+        assert_eq!(hosts("10.1.0.0/32", "10.1.0.0/24"), None);
+        assert_eq!(hosts("10.1.0.0/32", "10.1.0.0/32"), some("10.1.0.0-10.1.0.0"));
+        assert_eq!(hosts("10.1.0.0/31", "10.1.0.0/31"), some("10.1.0.0-10.1.0.1"));
+        assert_eq!(hosts("fd00::100/120", "fd00::/119"), some("fd00::100-fd00::1ff"));
+        assert_eq!(hosts("fd00::/127", "fd00::/127"), some("fd00::-fd00::1"));
+        // A row that names no segment, or another one, as no planner writes it.
+        assert_eq!(hosts("10.1.0.0/24", ""), some("10.1.0.1-10.1.0.254"));
+        assert_eq!(hosts("10.1.0.0/24", "10.2.0.0/24"), some("10.1.0.1-10.1.0.254"));
+        assert_eq!(unit_count("fd00::/64".parse().unwrap(), "fd00::/64"), u64::MAX);
     }
 
     fn target() -> impl Strategy<Value = Target> {

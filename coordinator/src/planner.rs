@@ -88,7 +88,8 @@ pub struct NodeView {
 }
 
 impl NodeView {
-    fn eligible(&self) -> bool {
+    /// Whether it may be given work on devices at all.
+    pub fn is_eligible(&self) -> bool {
         self.alive && !self.draining && !self.witness && self.can_collect
     }
 
@@ -169,7 +170,7 @@ pub fn plan(view: &PlanView) -> Vec<Change> {
     let (mut items, gone) = items(view, &nodes);
     // After a death only the dead node's units move: evening out waits until it is old news. Units that
     // can't move don't need to know who is nearest, which makes a take-over cheap.
-    let quiet = view.nodes.iter().all(|node| node.eligible() || node.settled(view.now));
+    let quiet = view.nodes.iter().all(|node| node.is_eligible() || node.settled(view.now));
     for item in items.iter_mut().filter(|item| item.owner.is_none() || (quiet && item.movable)) {
         item.tier = tiers.of(view, &nodes, item.spec);
     }
@@ -194,7 +195,7 @@ type Place = u16;
 
 impl<'v> Nodes<'v> {
     fn of(view: &'v PlanView) -> Self {
-        let mut nodes: Vec<&NodeView> = view.nodes.iter().filter(|node| node.eligible()).collect();
+        let mut nodes: Vec<&NodeView> = view.nodes.iter().filter(|node| node.is_eligible()).collect();
         nodes.sort_by_key(|node| node.id);
         nodes.dedup_by_key(|node| node.id);
         nodes.truncate(usize::from(Place::MAX));

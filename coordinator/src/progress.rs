@@ -4,6 +4,7 @@ use quire_proto::id::{Millis, UnitId};
 use quire_proto::store::{SweepMark, UnitRow};
 
 use crate::schedule::Schedule;
+use crate::{extent, planner};
 
 /// Sweeps that are due or under way, together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +66,9 @@ fn speed(row: &UnitRow, sweep: &SweepMark) -> u64 {
 
 fn addresses(row: &UnitRow) -> u64 {
     let prefix = row.unit.parse().ok().and_then(|unit: UnitId| unit.prefix());
-    prefix.map_or(0, |prefix| quire_proto::address::Target::Prefix(prefix, None).count())
+    // How many are known of a prefix that nobody can sweep, its owner says with the first mark.
+    let prefix = prefix.filter(|prefix| !planner::is_known_only(*prefix));
+    prefix.map_or(0, |prefix| extent::unit_count(prefix, &row.segment))
 }
 
 #[cfg(test)]
@@ -118,5 +121,8 @@ mod tests {
         let asked = UnitRow { asked_at_ms: NOW.0, ..half };
         assert_eq!((of([&asked]).done, seconds_left(&asked, NOW)), (0, None));
         assert_eq!(of([]), Progress::default());
+        let inner = UnitRow { segment: "10.0.0.0/22".into(), ..unit(1, None) };
+        let known_only = UnitRow { unit: "hq:fd00::/64".into(), ..UnitRow::default() };
+        assert_eq!(of([&inner, &known_only, &known_only]).addresses, 256);
     }
 }

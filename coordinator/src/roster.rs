@@ -116,6 +116,8 @@ pub struct Roster {
     places: BTreeMap<DeviceId, u32>,
     reads: BTreeSet<(Millis, u32)>,
     running_reads: BTreeSet<DeviceId>,
+    /// When it was polled last.
+    polled: Millis,
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +125,11 @@ struct Unit {
     row: OwnUnit,
     /// What this node finished itself, which the rows may not show yet.
     finished: Option<Millis>,
+    /// When that sweep began, by whichever calendar: its name.
+    ended: Option<Millis>,
+    /// The request that the last sweep handed out was for, by the proposer's clock: however far that is ahead, it is
+    /// answered once.
+    answered: Millis,
     /// After a failure.
     not_before: Millis,
     due: Millis,
@@ -135,6 +142,8 @@ struct Device {
     misses: u32,
     metered_at: Millis,
     asked_at: Millis,
+    /// The request that the last read handed out was for, as with units.
+    answered: Millis,
     /// The last read by this node, however it ended.
     attempted_at: Millis,
     /// Its key in `reads`, if it is there.
@@ -160,6 +169,7 @@ impl Roster {
             places: BTreeMap::new(),
             reads: BTreeSet::new(),
             running_reads: BTreeSet::new(),
+            polled: Millis(0),
         }
     }
 
@@ -200,10 +210,10 @@ impl Roster {
         let mut before = std::mem::take(&mut self.units);
         self.sweeps.clear();
         for row in rows {
-            let known = before.remove(&row.unit);
-            let (finished, not_before) =
-                known.map_or((None, Millis(0)), |known| (known.finished, known.not_before));
-            let unit = Unit { row: row.clone(), finished, not_before, due: NEW };
+            let unit = match before.remove(&row.unit) {
+                Some(known) => Unit { row: row.clone(), due: NEW, ..known },
+                None => Unit::new(row.clone()),
+            };
             self.units.insert(row.unit.clone(), unit);
             self.queue_sweep(&row.unit);
         }
@@ -278,6 +288,10 @@ impl Roster {
     /// Nothing waits longer than until its next turn. What would was stamped by a calendar that was ahead, this
     /// node's or that of whoever led then, and is taken as of now: else nothing would be read until that time has come.
     fn bring_back(&mut self, now: Millis) {
+        if now < self.polled {
+            self.set_back(now);
+        }
+        self.polled = now;
         let ahead = now.0.saturating_add(AHEAD_MS);
         let turn = Millis(ahead.saturating_add(self.every_ms).saturating_add(self.every_ms / 10));
         while let Some((due, place)) = self.reads.last().copied().filter(|(due, _)| *due > turn) {
@@ -299,6 +313,21 @@ impl Roster {
         }
     }
 
+    /// This node's calendar was ahead, and was set right: what it did meanwhile it did by now, so that what is asked
+    /// for from now on is newer.
+    fn set_back(&mut self, now: Millis) {
+        for known in self.units.values_mut() {
+            known.finished = known.finished.map(|at| at.min(now));
+            known.not_before = known.not_before.min(Millis(now.0.saturating_add(SWEEP_RETRY_AFTER_MS)));
+        }
+        let units: Vec<UnitId> = self.units.keys().cloned().collect();
+        units.iter().for_each(|unit| self.queue_sweep(unit));
+        for device in self.devices.iter_mut().flatten() {
+            device.attempted_at = device.attempted_at.min(now);
+        }
+        self.queue_all_reads();
+    }
+
     fn poll_sweep(&mut self, now: Millis) -> Option<Task> {
         if !self.may_sweep() {
             return None;
@@ -308,12 +337,14 @@ impl Roster {
             return None;
         }
         let (_, unit) = self.sweeps.pop_first()?;
-        let row = &self.units.get(&unit)?.row;
-        let started_at = match row.sweep {
-            Some(sweep) if self.is_begun(&unit) => sweep.started_at,
-            _ => now,
-        };
-        let task = Task::Sweep { unit: unit.clone(), epoch: row.epoch, started_at };
+        let begun = self.is_begun(&unit);
+        let known = self.units.get_mut(&unit)?;
+        // A sweep that was asked for begins no earlier than that, or the rows would show the request as still open.
+        let asked = Some(known.row.asked_at).filter(|asked| asked.0 <= now.0.saturating_add(AHEAD_MS));
+        let anew = now.max(asked.unwrap_or_default());
+        let started_at = known.row.sweep.filter(|_| begun).map_or(anew, |sweep| sweep.started_at);
+        known.answered = known.row.asked_at;
+        let task = Task::Sweep { unit: unit.clone(), epoch: known.row.epoch, started_at };
         self.running_sweeps.insert(unit);
         Some(task)
     }
@@ -330,6 +361,7 @@ impl Roster {
         self.reads.remove(&(due, place));
         let device = self.devices[place as usize].as_mut()?;
         device.due = None;
+        device.answered = device.asked_at;
         let id = device.id.clone();
         self.running_reads.insert(id.clone());
         Some(Task::Read { device: id })
@@ -341,8 +373,13 @@ impl Roster {
             Task::Read { device } => self.end_read(device, now),
             Task::Sweep { unit, epoch, started_at, .. } => {
                 self.running_sweeps.remove(unit);
-                if let Some(known) = self.units.get_mut(unit).filter(|known| known.row.epoch == *epoch) {
-                    known.finished = known.finished.max(Some(*started_at));
+                match self.units.get_mut(unit) {
+                    Some(known) if known.row.epoch == *epoch => {
+                        known.finished = known.finished.max(Some(now.min(*started_at)));
+                        known.ended = Some(*started_at);
+                    }
+                    Some(known) => known.answered = Millis(0),
+                    None => {}
                 }
                 self.queue_sweep(unit);
             }
@@ -357,6 +394,7 @@ impl Roster {
                 self.running_sweeps.remove(unit);
                 if let Some(known) = self.units.get_mut(unit) {
                     known.not_before = Millis(now.0.saturating_add(SWEEP_RETRY_AFTER_MS));
+                    known.answered = Millis(0);
                 }
                 self.queue_sweep(unit);
             }
@@ -369,12 +407,17 @@ impl Roster {
         match task {
             Task::Read { device } => {
                 self.running_reads.remove(device);
-                if let Some(place) = self.places.get(device).copied() {
-                    self.queue_read(place);
+                let Some(place) = self.places.get(device).copied() else { return };
+                if let Some(device) = &mut self.devices[place as usize] {
+                    device.answered = Millis(0);
                 }
+                self.queue_read(place);
             }
             Task::Sweep { unit, .. } => {
                 self.running_sweeps.remove(unit);
+                if let Some(known) = self.units.get_mut(unit) {
+                    known.answered = Millis(0);
+                }
                 self.queue_sweep(unit);
             }
         }
@@ -399,9 +442,10 @@ impl Roster {
 
     /// A sweep that somebody began and nobody finished, and that no one asked to begin anew.
     fn is_begun(&self, unit: &UnitId) -> bool {
-        let Some(Unit { row, finished, .. }) = self.units.get(unit) else { return false };
+        let Some(Unit { row, finished, ended, .. }) = self.units.get(unit) else { return false };
         row.sweep.is_some_and(|sweep| {
             !sweep.finished
+                && *ended != Some(sweep.started_at)
                 && finished.is_none_or(|at| at < sweep.started_at)
                 && row.asked_at <= sweep.started_at
         })
@@ -416,9 +460,11 @@ impl Roster {
             row.sweep.filter(|sweep| sweep.finished).map(|sweep| sweep.started_at).unwrap_or(row.swept_at);
         let last = known.finished.unwrap_or_default().max(in_row);
         let due = match () {
-            () if row.asked_at > last => ASKED,
+            () if row.asked_at > last && row.asked_at != known.answered => ASKED,
             () if begun => BEGUN,
             () if last == Millis(0) => NEW,
+            // Done for a clock that is further ahead: once more when that time has come, for then the rows show it.
+            () if row.asked_at > last => row.asked_at.min(self.schedule.next_slot(last)),
             () => self.schedule.next_slot(last),
         };
         let due = due.max(known.not_before);
@@ -444,6 +490,7 @@ impl Roster {
             misses: 0,
             metered_at: Millis(0),
             asked_at: Millis(0),
+            answered: Millis(0),
             // The dead devices of a dead node must not go before its living ones: their wait starts now.
             attempted_at: if row.misses > 0 { now } else { Millis(0) },
             due: None,
@@ -480,10 +527,16 @@ impl Roster {
     }
 }
 
+impl Unit {
+    fn new(row: OwnUnit) -> Unit {
+        Unit { row, finished: None, ended: None, answered: Millis(0), not_before: Millis(0), due: NEW }
+    }
+}
+
 impl Device {
     fn next_read(&self, every_ms: u64) -> Millis {
         let last = self.metered_at.max(self.attempted_at);
-        if self.asked_at > last {
+        if self.asked_at > last && self.asked_at != self.answered {
             return ASKED;
         }
         if last == Millis(0) {

@@ -97,7 +97,7 @@ pub fn explain(view: &PlanView, address: IpAddr) -> Explanation {
 
 fn explain_unit(view: &PlanView, unit: &UnitId, spec: &UnitSpec) -> UnitExplanation {
     let row = view.current.get(unit);
-    let ranks = view.nodes.iter().filter(|node| node.eligible()).filter_map(|node| rank(view, node, spec));
+    let ranks = view.nodes.iter().filter(|node| node.is_eligible()).filter_map(|node| rank(view, node, spec));
     let best = ranks.min();
     let load = |node: &NodeView| {
         let owned = view.current.values().filter(|row| row.owner == node.id);

@@ -329,13 +329,13 @@ proptest! {
     #[test]
     fn rules_hold_whatever_the_rows_were(mut view in views()) {
         apply_and_check(&mut view)?;
-        let possible = |spec: &UnitSpec| view.nodes.iter().any(|n| n.eligible() && rank(&view, n, spec).is_some());
+        let possible = |spec: &UnitSpec| view.nodes.iter().any(|n| n.is_eligible() && rank(&view, n, spec).is_some());
         prop_assert_eq!(view.current.keys().collect::<Vec<_>>(), view.wanted.keys().collect::<Vec<_>>());
         for (unit, spec) in &view.wanted {
             let owner = view.current[unit].owner;
             match view.nodes.iter().find(|node| node.id == owner) {
                 None => prop_assert!(owner == NodeId::NOBODY && !possible(spec), "{} is left to {}", unit, owner),
-                Some(node) => prop_assert!(node.eligible() && rank(&view, node, spec).is_some()),
+                Some(node) => prop_assert!(node.is_eligible() && rank(&view, node, spec).is_some()),
             }
         }
     }
@@ -347,7 +347,7 @@ proptest! {
             apply_and_check(&mut view)?;
         }
         if let Some(node) = view.nodes.get_mut(dead) {
-            let (id, was_alive) = (node.id, node.eligible());
+            let (id, was_alive) = (node.id, node.is_eligible());
             (node.alive, node.since) = (false, view.now);
             for change in plan(&view) {
                 let Change::Grant { unit, .. } = change else { panic!("nothing to drop") };

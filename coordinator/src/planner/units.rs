@@ -208,6 +208,27 @@ mod tests {
     }
 
     #[test]
+    fn units_leave_out_no_host_of_their_segments() {
+        use crate::extent::unit_hosts;
+        use quire_proto::address::Target;
+        let whole: BTreeSet<_> = Target::Prefix(net("10.1.0.0/22"), None).hosts().collect();
+        assert!(whole.len() == 1_022 && whole.contains(&"10.1.1.255".parse().unwrap()));
+        let carved = ["10.1.0.7/32", "10.1.1.0/32", "10.1.2.255/32", "10.1.3.128/31"];
+        for inner in carved
+            .into_iter()
+            .flat_map(|inner| [("any", inner), ("b", inner)])
+            .chain([("any", "10.1.0.0/22")])
+        {
+            let units = units_of(&[segment("any", "10.1.0.0/22"), segment(inner.0, inner.1)], &[]);
+            let hosts =
+                |unit: &UnitSpec| unit_hosts(unit.prefix, &unit.segment.to_string()).collect::<Vec<_>>();
+            let all: Vec<_> = units.values().flat_map(hosts).collect();
+            assert_eq!(all.len(), whole.len(), "{inner:?}: each once");
+            assert_eq!(all.into_iter().collect::<BTreeSet<_>>(), whole, "{inner:?}");
+        }
+    }
+
+    #[test]
     fn what_is_excluded_as_a_whole_drops_out() {
         let segments = [segment("any", "10.1.0.0/23")];
         assert_eq!(names(&segments, &["10.1.0.0/16"]), Vec::<String>::new());

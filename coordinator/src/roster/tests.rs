@@ -71,6 +71,51 @@ fn a_new_owner_takes_up_what_was_begun_and_requests_go_first() {
 }
 
 #[test]
+fn a_request_by_a_clock_that_is_ahead_is_answered_once() {
+    let mut roster = roster(1);
+    let ahead = Millis(NOW.0 + HOUR);
+    roster.set_units(&[OwnUnit { asked_at: ahead, ..swept(0) }]);
+    roster.set_device(&DeviceDue { asked_at: ahead, ..device(1, NOW.0 - 1) }, NOW);
+    let (sweep, read) = (roster.poll(NOW).unwrap(), roster.poll(NOW).unwrap());
+    assert!(matches!((&sweep, &read), (Task::Sweep { .. }, Task::Read { .. })));
+    // What is stopped is tried again, and what failed after a while.
+    roster.handle_stopped(&sweep);
+    roster.handle_stopped(&read);
+    assert_eq!([roster.poll(NOW), roster.poll(NOW)], [Some(sweep.clone()), Some(read.clone())]);
+    roster.handle_failed(&sweep, NOW);
+    let retry = Millis(NOW.0 + SWEEP_RETRY_AFTER_MS - 1);
+    assert_eq!(roster.poll(retry), None);
+    let ahead = Millis(retry.0 + HOUR);
+    roster.set_unit(&OwnUnit { asked_at: ahead, ..swept(0) });
+    let sweep = roster.poll(Millis(retry.0 + 1)).unwrap();
+    [&sweep, &read].into_iter().for_each(|task| roster.handle_done(task, Millis(retry.0 + 2)));
+    assert_eq!(roster.poll(Millis(retry.0 + 3)), None, "answered, although it was asked later than now");
+    // The rows come, and still say that it was asked for later than it was done.
+    roster.set_units(&[OwnUnit { asked_at: ahead, ..own(0, retry.0 + 1) }]);
+    roster.set_device(&DeviceDue { asked_at: Millis(NOW.0 + HOUR), ..device(1, retry.0 + 1) }, NOW);
+    assert_eq!(roster.poll(Millis(retry.0 + 3)), None);
+    // Another request is one, whatever its clock.
+    roster.set_unit(&OwnUnit { asked_at: Millis(retry.0 + 4), ..own(0, retry.0 + 1) });
+    assert_eq!(sweep_of(roster.poll(Millis(retry.0 + 4))).0, unit(0));
+}
+
+#[test]
+fn clocks_that_differ_a_little_make_one_sweep_of_a_request() {
+    let mut roster = roster(1);
+    let asked_at = Millis(NOW.0 + 700);
+    roster.set_units(&[OwnUnit { asked_at, ..own(0, NOW.0 - HOUR) }]);
+    let task = roster.poll(NOW).unwrap();
+    assert_eq!(sweep_of(Some(task.clone())), (unit(0), asked_at), "it answers the request in the rows, too");
+    // Done before that clock's time has come, so the row says that it was done before it was asked for.
+    roster.handle_done(&task, Millis(NOW.0 + 500));
+    assert_eq!((roster.poll(Millis(NOW.0 + 500)), roster.poll_timeout()), (None, Some(asked_at)));
+    let task = roster.poll(asked_at).unwrap();
+    assert_eq!(sweep_of(Some(task.clone())), (unit(0), asked_at));
+    roster.handle_done(&task, Millis(asked_at.0 + 500));
+    assert_eq!(roster.poll(Millis(asked_at.0 + 500)), None);
+}
+
+#[test]
 fn sweeps_wait_for_quorum_and_after_failures() {
     let mut roster = roster(1);
     roster.set_units(&[own(1, 0)]);
@@ -178,6 +223,53 @@ fn what_a_calendar_that_was_ahead_stamped_waits_no_longer_than_its_turn() {
     let tonight: Millis = "2026-11-23T02:00:00Z".parse().unwrap();
     let slots: Vec<Millis> = roster.sweeps.iter().map(|(due, _)| *due).collect();
     assert_eq!(slots, [tonight, tonight]);
+}
+
+#[test]
+fn what_is_asked_for_after_a_calendar_was_set_right_is_done() {
+    let mut roster = roster(1);
+    let ahead = Millis(NOW.0 + HOUR);
+    roster.set_units(&[own(0, NOW.0 - HOUR), own(1, 0)]);
+    roster.set_device(&device(1, NOW.0 - 2 * HOUR), ahead);
+    roster.set_units(&[OwnUnit { asked_at: Millis(NOW.0 - 1), ..own(0, NOW.0 - HOUR) }, own(1, 0)]);
+    let tasks: Vec<Task> = std::iter::from_fn(|| roster.poll(ahead)).collect();
+    tasks.iter().for_each(|task| roster.handle_done(task, ahead));
+    let failed = roster.poll(ahead).unwrap();
+    roster.handle_failed(&failed, ahead);
+    // Set right. What was recorded has the leader's time.
+    let asked_at = Millis(NOW.0 + 5);
+    assert_eq!(roster.poll(NOW), None);
+    roster.set_unit(&OwnUnit { asked_at, ..own(0, NOW.0) });
+    roster.set_device(&DeviceDue { asked_at, ..device(1, NOW.0) }, NOW);
+    let now = Millis(NOW.0 + 9);
+    let tasks = [roster.poll(now).unwrap(), roster.poll(now).unwrap()];
+    assert_eq!(sweep_of(Some(tasks[0].clone())), (unit(0), now));
+    assert_eq!(tasks[1], Task::Read { device: device(1, 0).id });
+    roster.handle_stopped(&tasks[0]);
+    // What was begun goes on, and what failed is tried again.
+    let begun = Some(Progress { started_at: now, finished: false });
+    roster.set_unit(&OwnUnit { asked_at, sweep: begun, ..own(0, NOW.0) });
+    let later = Millis(NOW.0 + SWEEP_RETRY_AFTER_MS);
+    let task = roster.poll(later).unwrap();
+    assert_eq!(sweep_of(Some(task.clone())), (unit(0), now));
+    roster.handle_done(&task, later);
+    assert_eq!(sweep_of(roster.poll(later)).0, unit(1));
+}
+
+#[test]
+fn a_sweep_begun_by_a_calendar_that_is_ahead_holds_up_nothing_once_it_is_done() {
+    let mut roster = roster(1);
+    let started_at = Millis(NOW.0 + 60 * 24 * HOUR);
+    let begun = OwnUnit { sweep: Some(Progress { started_at, finished: false }), ..own(0, 0) };
+    roster.set_units(std::slice::from_ref(&begun));
+    let task = roster.poll(NOW).unwrap();
+    assert_eq!(sweep_of(Some(task.clone())).1, started_at, "it goes on");
+    roster.handle_done(&task, NOW);
+    assert_eq!(roster.poll(NOW), None, "although the row does not show it yet");
+    let sweep = Some(Progress { started_at: NOW, finished: true });
+    let later = Millis(NOW.0 + 9);
+    roster.set_unit(&OwnUnit { sweep, asked_at: later, ..own(0, NOW.0) });
+    assert_eq!(sweep_of(roster.poll(later)).1, later);
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Engine {
             Writer::start(store, timing.clone()).map_err(OpenError::during("start the log's threads"))?;
         let joiner = writer.joiner();
         let (feed, shelf) = (Feed::new(), Shelf::default());
-        let machine = Machine::open(store.clone(), feed.clone(), shelf.clone())
+        let machine = Machine::open(store.clone(), feed.clone(), shelf.clone(), tuning.cluster_version)
             .map_err(OpenError::during("open the tables"))?;
         let (cluster_id, of_net) = (me.cluster_id.clone(), timing.clone());
         let of_store = (store.clone(), shelf.clone());

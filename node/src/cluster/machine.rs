@@ -1,7 +1,8 @@
 //! The state machine: committed entries through `state::apply` into one batch with `applied`.
 //!
 //! Architecture Invariant: this is the only writer of state rows, and it writes them only together
-//! with the log id that they reach. A fault stops the node; it never guesses.
+//! with the log id that they reach. A fault stops the node; it never guesses. Nothing is committed of a cluster version
+//! that this program does not know: from the entry on that raises it, others apply what this one might not understand.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,8 +14,8 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use quire_coordinator::layer::Layer;
-use quire_coordinator::state;
-use quire_coordinator::tables::{Overlay, Table};
+use quire_coordinator::tables::{Overlay, Read, Table};
+use quire_coordinator::{rows, state, upgrade};
 use quire_proto::store::{Command, Outcome, outcome};
 use rocksdb::WriteBatch;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -39,6 +40,8 @@ pub(crate) struct Machine {
     feed: Feed,
     shelf: Shelf,
     marks: Marks,
+    /// The latest cluster version that this program knows.
+    knows: u32,
     /// openraft asks for a snapshot only once it has wanted one.
     wanted: bool,
 }
@@ -52,9 +55,10 @@ struct Marks {
 
 impl Machine {
     /// Reads how far the tables of `store` are; tells `feed` of every change; views to be sent stand on `shelf`.
-    pub(crate) fn open(store: Store, feed: Feed, shelf: Shelf) -> io::Result<Self> {
+    /// `knows` is the latest cluster version that is understood here.
+    pub(crate) fn open(store: Store, feed: Feed, shelf: Shelf, knows: u32) -> io::Result<Self> {
         let marks = Marks::read(store.meta(key::APPLIED)?, store.meta(key::MEMBERSHIP)?)?;
-        Ok(Machine { store, feed, shelf, marks, wanted: false })
+        Ok(Machine { store, feed, shelf, marks, knows, wanted: false })
     }
 }
 
@@ -104,8 +108,19 @@ struct Done {
     answers: Vec<Answer>,
 }
 
+/// An error where the tables are of a cluster version that this program does not know.
+fn check(tables: &impl Read, knows: u32) -> io::Result<()> {
+    let meta = rows::meta(tables).map_err(io::Error::other)?;
+    upgrade::check(&meta, knows).map_err(io::Error::other)
+}
+
 /// Applies entries in order, over what the store may not have yet.
-fn work_out(store: &Store, below: Option<&Layer>, mut marks: Marks, entries: Vec<Entry>) -> io::Result<Done> {
+fn work_out(
+    store: &Store,
+    below: Option<&Layer>,
+    (mut marks, knows): (Marks, u32),
+    entries: Vec<Entry>,
+) -> io::Result<Done> {
     let active = store.active()?;
     let tables = Tables { store, active };
     let layered = below.map(|below| below.over(&tables));
@@ -133,6 +148,7 @@ fn work_out(store: &Store, below: Option<&Layer>, mut marks: Marks, entries: Vec
         marks.applied = Some(entry.log_id);
         answers.push(Answer(outcome));
     }
+    check(&overlay, knows)?;
     Ok(Done { active, layer: Arc::new(overlay.into_layer()), marks, answers })
 }
 
@@ -245,7 +261,8 @@ impl RaftStateMachine<Types> for Machine {
             }
             let (store, below) = (self.store.clone(), writing.as_ref().map(|batch| batch.layer.clone()));
             let marks = writing.as_ref().map_or(&self.marks, |batch| &batch.marks).clone();
-            let done = away(move || work_out(&store, below.as_deref(), marks, entries)).await;
+            let knows = self.knows;
+            let done = away(move || work_out(&store, below.as_deref(), (marks, knows), entries)).await;
             self.finish(writing.take()).await?;
             writing = Some(self.begin_to_write(done?, responders));
         }
@@ -264,14 +281,16 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, copy: Copy) -> Result<(), io::Error> {
         let marks = Marks { applied: meta.last_log_id, membership: meta.last_membership.clone() };
-        let (store, written) = (self.store.clone(), marks.clone());
+        let (store, written, knows) = (self.store.clone(), marks.clone(), self.knows);
         away(move || {
             let staged = match copy {
                 Copy::Staged(staged) => staged,
                 Copy::View(outgoing) => Staging::copy(&store, &outgoing.view)?,
             };
+            let number = staged.family_number();
+            check(&Tables { store: &store, active: usize::from(number) }, knows)?;
             let mut batch = WriteBatch::default();
-            batch.put_cf(store.family(META)?, key::ACTIVE, [staged.family_number()]);
+            batch.put_cf(store.family(META)?, key::ACTIVE, [number]);
             written.write(&store, &mut batch)?;
             store.write_synced(batch)?;
             Ok(())

@@ -13,7 +13,9 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use quire_coordinator::explore::{self, Bounds, Known, Map, RouterView, Verdict};
 use quire_coordinator::found;
+use quire_coordinator::planner::NodeView;
 use quire_coordinator::rows;
+use quire_coordinator::schedule::Schedule;
 use quire_coordinator::settings::Settings;
 use quire_coordinator::upgrade;
 use quire_proto::id::{ANY_ZONE, Millis, NodeId};
@@ -283,8 +285,8 @@ fn scene(cluster: &Cluster, own: &RouterView) -> anyhow::Result<Option<Scene>> {
     let members = rows::members(&tables)?;
     let able = |id: u64| {
         let heard = id == me.id.0 || meta.heard.iter().any(|heard| heard.node == id);
-        let member = members.iter().find(|member| member.id == id);
-        heard && member.is_some_and(|member| member.zone == me.zone && !member.draining && !member.witness)
+        let member = members.iter().find(|member| member.id == id && member.zone == me.zone);
+        member.is_some_and(|member| NodeView::of(member, heard, Millis(0)).is_eligible())
     };
     if !able(me.id.0) {
         return Ok(None);
@@ -297,12 +299,18 @@ fn scene(cluster: &Cluster, own: &RouterView) -> anyhow::Result<Option<Scene>> {
         .filter_map(|row| Some((NodeId(row.node), found::to_view(row.view.as_ref()?))))
         .collect();
     origins.insert(me.id, own.clone());
-    let slot = settings.discovery.schedule.last_slot(clock::now()).unwrap_or_default();
-    let round = slot.max(Millis(meta.explore_asked_at_ms));
+    let round = round(&settings.discovery.schedule, meta.explore_asked_at_ms, clock::now());
     let mut segments = rows::segments(&tables)?;
     segments.retain(|row| row.zone == me.zone);
     let zone = me.zone.clone();
     Ok(Some(Scene { settings, hops, meta, zone, routers, segments, origins, round }))
+}
+
+/// When the round began: a slot, or a request. One by a clock that is ahead waits until this node's has come to it:
+/// nothing that is told before would count as told in that round, and so be told without end.
+fn round(schedule: &Schedule, asked_at_ms: u64, now: Millis) -> Millis {
+    let asked = Some(Millis(asked_at_ms)).filter(|asked| *asked <= now);
+    schedule.last_slot(now).max(asked).unwrap_or_default()
 }
 
 impl Scene {
@@ -428,4 +436,20 @@ pub(super) fn guide(tables: &View, zone: &str, prefix: IpNet) -> Guide {
     let own = routes::neighbours().into_iter().filter(|ip| prefix.contains(ip));
     let rows = rows::routers(tables).unwrap_or_default();
     Guide { live: known.into_iter().chain(own).collect(), leave: found::routers_of(&rows, zone).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_by_a_clock_that_is_ahead_waits_for_its_time() {
+        let schedule = Schedule::parse("every 1h").unwrap();
+        let slot = 1_795_345_200_000;
+        let round = |asked_at_ms, now| round(&schedule, asked_at_ms, Millis(now)).0;
+        assert_eq!(round(0, slot + 5_000), slot);
+        assert_eq!(round(slot + 2_000, slot + 5_000), slot + 2_000);
+        assert_eq!(round(slot + 65_000, slot + 5_000), slot, "not told again every second until then");
+        assert_eq!(round(slot + 65_000, slot + 65_000), slot + 65_000);
+    }
 }

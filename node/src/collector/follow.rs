@@ -83,6 +83,10 @@ impl Collector {
                 running.stop.cancel();
             }
         }
+        if *exclude != self.tools.settings.discovery.exclude {
+            // Pages that are shown for others are not the engine's.
+            self.showing.abort_all();
+        }
         // Sweeps go on under the new settings, and from the start where these ask otherwise.
         self.sweeps.values().for_each(|running| running.stop.cancel());
         if settings.http.chromium && !Browser::found() {

@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
+use quire_coordinator::planner::NodeView;
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
 use quire_proto::cluster::show_miss::Why;
 use quire_proto::cluster::show_reply::Result as Came;
 use quire_proto::cluster::{ShowMiss, ShowReply, ShowRequest, ShownPage};
-use quire_proto::id::{ANY_ZONE, NodeId};
+use quire_proto::id::{ANY_ZONE, Millis, NodeId};
 use quire_proto::store::UnitRow;
 
 use super::Tools;
@@ -91,9 +92,11 @@ fn able(cluster: &Cluster, ip: IpAddr) -> Result<Vec<NodeId>, Fault> {
     };
     let mut able: Vec<(u32, u64)> = rows::members(&view)?
         .iter()
-        .filter(|member| member.id != me && !member.witness && !member.draining)
-        .filter(|member| member.capabilities.iter().any(|name| name == CHROMIUM))
-        .filter(|member| meta.heard.iter().any(|heard| heard.node == member.id))
+        .filter(|member| member.id != me && member.capabilities.iter().any(|name| name == CHROMIUM))
+        .filter(|member| {
+            let heard = meta.heard.iter().any(|heard| heard.node == member.id);
+            NodeView::of(member, heard, Millis(0)).is_eligible()
+        })
         .filter(|member| unit.zone == ANY_ZONE || member.zone == unit.zone)
         .filter_map(|member| Some((way(member.id)?.hops.unwrap_or(u32::MAX), member.id)))
         .collect();

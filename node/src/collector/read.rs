@@ -90,7 +90,7 @@ pub(super) async fn known(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> En
     let Ok(peer) = device.address.parse::<SocketAddr>() else { return Ended::Done };
     let observe = |what| tools.reporter.observation(&device.unit, epoch, peer, device.hops, what);
     for way in ways_to(tools, device, peer) {
-        if is_refused(tools, peer, &way).await {
+        if !is_let_in(tools, peer, &way).await {
             continue;
         }
         let (plan, mut pin) = (Some(way.plan.clone()), web::Pin::of(&device.certificate));
@@ -115,15 +115,16 @@ pub(super) async fn known(tools: &Tools, device: &DeviceRow, epoch: Epoch) -> En
     Ended::Done
 }
 
-/// Asks a device once whether it lets an SNMPv3 user in that is not known to be right here; one that it refuses is not
-/// offered again until the settings change or a sweep finds it let in, because devices lock users.
-async fn is_refused(tools: &Tools, peer: SocketAddr, way: &Way) -> bool {
+/// Asks a device once whether it lets an SNMPv3 user in that is not known to be right here, because devices lock users;
+/// one that it refuses is not offered again until the settings change or a sweep finds it let in. Silence says nothing
+/// (it may sleep, or drop digests that are wrong), and is answered by asking no further.
+async fn is_let_in(tools: &Tools, peer: SocketAddr, way: &Way) -> bool {
     if way.proven || !matches!(*way.credential, Credential::V3(_)) {
-        return false;
+        return true;
     }
     let question = Request::Get(device::probe_oids());
     let refused = match tools.snmp.ask(peer, &way.credential, question, Patience::Once).await {
-        Ok(_) => return false,
+        Ok(_) => return true,
         Err(failure) => matches!(
             failure,
             Failure::UnknownUser
@@ -137,7 +138,7 @@ async fn is_refused(tools: &Tools, peer: SocketAddr, way: &Way) -> bool {
         tracing::warn!(%peer, user = way.credential.user().unwrap_or_default(), "a known device refuses the user");
         tools.ways.refuse(peer, &way.credential);
     }
-    refused
+    false
 }
 
 fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
@@ -156,11 +157,15 @@ fn ways_to(tools: &Tools, device: &DeviceRow, peer: SocketAddr) -> Vec<Way> {
         .collect()
 }
 
-/// The credentials that speak as the device did last; all of them where the settings no longer hold such
-/// a one, else a site that moves from communities to SNMPv3 would fall silent until its next sweep.
+/// The credentials that speak as the device did last; all communities where the settings no longer hold such a one,
+/// else a site that moves from one to another would fall silent until its next sweep. Not SNMPv3 users: a sweep brings
+/// them, which agrees beforehand on who is tried where.
 fn suitable(credentials: &[Arc<Credential>], spoken: impl Fn(&Credential) -> bool) -> Vec<Arc<Credential>> {
     let fitting: Vec<_> = credentials.iter().filter(|credential| spoken(credential)).cloned().collect();
-    if fitting.is_empty() { credentials.to_vec() } else { fitting }
+    if !fitting.is_empty() {
+        return fitting;
+    }
+    credentials.iter().filter(|credential| !matches!(***credential, Credential::V3(_))).cloned().collect()
 }
 
 #[cfg(test)]
@@ -192,5 +197,9 @@ mod tests {
         let is_v1 = |credential: &Credential| matches!(credential, Credential::V1(_));
         assert_eq!(suitable(&all, is_v1).len(), 1);
         assert_eq!(suitable(&all[1..], is_v1).len(), 1, "the other one");
+        let user = Credential::v3(crate::snmp::V3 { user: "meter", ..Default::default() }).unwrap();
+        let moved = [all[1].clone(), Arc::new(user)];
+        let left = suitable(&moved, is_v1);
+        assert!(left.len() == 1 && Arc::ptr_eq(&left[0], &all[1]), "users are for sweeps to try");
     }
 }

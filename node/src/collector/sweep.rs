@@ -8,14 +8,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use quire_coordinator::coverage::Coverage;
 use quire_coordinator::rows;
 use quire_coordinator::tables::Fault;
 use quire_coordinator::{extent, planner};
-use quire_proto::address::Target;
 use quire_proto::convert;
 use quire_proto::id::{ANY_ZONE, Epoch, Millis, UnitId};
 use quire_proto::reading::{Reading, Via};
@@ -56,17 +57,29 @@ pub(super) struct UnitSweep {
 }
 
 /// What is known of the device at an address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Resident {
     /// It was read lately.
     fresh: bool,
+    /// The SNMPv3 user that read it; empty for communities.
+    user: String,
     pin: Pin,
+}
+
+impl Resident {
+    /// A device that was read within its period needs no second read because a sweep met it, unless it is met by a
+    /// user that does not read it yet: its next read goes by its last one.
+    fn needs_no_read(&self, credential: &Credential) -> bool {
+        self.fresh && self.user == credential.user().unwrap_or_default()
+    }
 }
 
 /// What a part of the sweep came to.
 pub(super) enum Step {
     /// A printer was read; the number counts its reads.
     Read(SocketAddr, Arc<Credential>, Box<(Finished, Pin)>, u32),
+    /// The read of a printer panicked.
+    Broken(SocketAddr),
     /// Users may be tried now, or not at all any more.
     Granted(Option<Vec<Granted>>),
     /// A user was tried at a device.
@@ -83,14 +96,13 @@ impl UnitSweep {
         coverage: Coverage,
     ) -> Result<Self, Fault> {
         let unit: UnitId = row.unit.parse().unwrap_or_else(|_| UnitId::new("", ipnet::IpNet::default()));
-        // A device that was read within its period needs no second read because a sweep met it.
         let fresh = clock::now().0.saturating_sub(tools.settings.metering.every_ms);
         let mut known = BTreeMap::new();
         if let Some(prefix) = unit.prefix() {
             rows::devices_in(&tools.cluster.view(), unit.zone(), prefix, |device| {
                 let at = device.address.parse();
-                let fresh = device.metered_at_ms > fresh;
-                known.extend(at.ok().map(|at| (at, Resident { fresh, pin: Pin::of(&device.certificate) })));
+                let (fresh, pin) = (device.metered_at_ms > fresh, Pin::of(&device.certificate));
+                known.extend(at.ok().map(|at| (at, Resident { fresh, user: device.user, pin })));
                 true
             })?;
         }
@@ -128,7 +140,9 @@ impl UnitSweep {
             oids: device::probe_oids(),
         });
         if !self.drain(tools, &mut events, &hosts).await {
-            // The engine or the quorum went away under it: what is not covered is not swept.
+            // The engine or the quorum went away under it: what is not covered is not swept, and what is need not be
+            // asked again.
+            self.report_mark(tools, &hosts).await;
             return Ended::Failed;
         }
         self.mark.finished = true;
@@ -180,7 +194,7 @@ impl UnitSweep {
         };
         let hosts = match planner::is_known_only(prefix) {
             true => guide.live.iter().copied().filter(|ip| !has_unit(ip)).collect(),
-            false => extent::live_first(Target::Prefix(prefix, None).hosts().collect(), &guide.live),
+            false => extent::live_first(extent::unit_hosts(prefix, &self.row.segment).collect(), &guide.live),
         };
         hosts
             .into_iter()
@@ -225,7 +239,8 @@ impl UnitSweep {
             self.mark.responders += 1;
         }
         let printer = device::judge(varbinds) != Verdict::NotPrinter;
-        if printer && !self.known.get(&peer).is_some_and(|resident| resident.fresh) {
+        let known = self.known.get(&peer).is_some_and(|resident| resident.needs_no_read(&credential));
+        if printer && !known {
             self.read(tools, peer, credential, Some(ReadPlan::glimpsed(varbinds)), 1);
         } else {
             self.close(peer);
@@ -244,7 +259,7 @@ impl UnitSweep {
         self.busy.insert(peer);
         let tools = tools.clone();
         let mut pin = self.known.get(&peer).map(|resident| resident.pin).unwrap_or_default();
-        self.work.spawn(async move {
+        let read = async move {
             // Never closed: the tools hold it.
             let _room = tools.sweep_reads.acquire().await;
             let mut finished = tools.read(peer, &credential, plan, Patience::Normal, &mut pin).await;
@@ -256,7 +271,8 @@ impl UnitSweep {
                     Some(web.complete(&tools.settings, reading, peer.ip(), lane, &mut pin).await);
             }
             Step::Read(peer, credential, Box::new((finished, pin)), tries)
-        });
+        };
+        self.work.spawn(unbroken(peer, read));
     }
 
     /// Nothing of this address is left to do.
@@ -277,6 +293,7 @@ impl UnitSweep {
                     self.close(peer);
                 }
             }
+            Step::Broken(peer) => self.close(peer),
             Step::Granted(None) => return false,
             Step::Granted(Some(granted)) => {
                 for granted in granted {
@@ -352,6 +369,15 @@ impl UnitSweep {
     }
 }
 
+/// A read that panics has failed for that address alone: the rest of the unit must not wait for what one device does.
+async fn unbroken(peer: SocketAddr, read: impl Future<Output = Step>) -> Step {
+    // Nothing outlives the read but what it answers, so nothing is left half done.
+    AssertUnwindSafe(read).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(%peer, "the read of a device panicked: the sweep goes on without it");
+        Step::Broken(peer)
+    })
+}
+
 /// Who it is, without anything that was counted or may have been cut short.
 fn facts(reading: Reading) -> Reading {
     const IDENTITY: [&str; 8] = ["vendor", "model", "serial", "mac", "name", "location", "firmware", "asset"];
@@ -365,6 +391,24 @@ fn facts(reading: Reading) -> Reading {
 mod tests {
     use super::*;
     use quire_proto::reading::Counters;
+
+    #[tokio::test]
+    async fn a_read_that_panics_is_done_with() {
+        let peer: SocketAddr = "10.0.0.5:161".parse().unwrap();
+        let broken = unbroken(peer, async { panic!("a hostile answer") }).await;
+        assert!(matches!(broken, Step::Broken(at) if at == peer));
+        assert!(matches!(unbroken(peer, async { Step::Granted(None) }).await, Step::Granted(None)));
+    }
+
+    #[test]
+    fn a_device_met_by_a_user_that_does_not_read_it_yet_is_read() {
+        let user = Credential::v3(crate::snmp::V3 { user: "meter", ..Default::default() }).unwrap();
+        let public = Credential::v2c("public").unwrap();
+        let by = |user: &str| Resident { fresh: true, user: user.into(), pin: Pin::default() };
+        assert!(by("meter").needs_no_read(&user) && by("").needs_no_read(&public));
+        assert!(!by("").needs_no_read(&user) && !by("meter").needs_no_read(&public));
+        assert!(!Resident { fresh: false, ..by("meter") }.needs_no_read(&user));
+    }
 
     #[test]
     fn of_half_a_reading_nothing_but_the_identity_is_kept() {

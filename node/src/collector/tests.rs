@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use quire_coordinator::coverage::Coverage;
 use quire_coordinator::rows;
+use quire_proto::convert;
 use quire_proto::id::Millis;
+use quire_proto::reading::{Facts, Reading, Via};
 use quire_proto::store::command::Kind;
 use quire_proto::store::observation::What;
 use quire_proto::store::outcome::Result as Answer;
@@ -16,7 +18,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::cluster::Start;
-use crate::snmp::Options;
+use crate::snmp::sim::Mute;
+use crate::snmp::{AuthProtocol, Options, V3};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Only a hang can make a test wait so long.
@@ -104,15 +107,19 @@ impl World {
     }
 
     async fn collect(&mut self, reporter: Reporter) {
+        let collector = self.collector(reporter).await;
+        self.tasks.spawn(collector.run(self.stop.clone()));
+    }
+
+    async fn collector(&self, reporter: Reporter) -> Collector {
         let snmp = Snmp::bind(Options { timeout: Duration::from_millis(500), ..Options::default() }).await;
-        let collector = Collector::new(
+        Collector::new(
             self.cluster.clone(),
             snmp.unwrap(),
             reporter,
             Scripts::built_in(),
             crate::device::browser::Browser::off(),
-        );
-        self.tasks.spawn(collector.run(self.stop.clone()));
+        )
     }
 
     /// Waits until the unit's row is as wanted.
@@ -153,6 +160,26 @@ fn settings(net: &str, port: u16, more: &str) -> String {
     format!(
         "[discovery]\nsegments = [\"{net}\"]\nport = {port}\n{more}\n[[snmp]]\nversion = \"2c\"\ncommunity = \"public\"\n"
     )
+}
+
+/// A device of the unit that was read two hours ago, by this user, and the unit swept just now.
+async fn known_device(world: &World, address: &str, user: &str) {
+    let (unit, epoch, now) = (world.unit.to_string(), world.row().epoch, clock::now().0);
+    let facts = Facts { serial: Some("A1".into()), ..Facts::default() };
+    let via = vec![if user.is_empty() { Via::SnmpV2c } else { Via::SnmpV3 }];
+    let reading = Reading { facts: facts.into(), via, ..Reading::default() };
+    let read = Observation {
+        address: address.into(),
+        at_ms: now - 2 * 3_600_000,
+        user: user.into(),
+        what: Some(What::Reading(convert::encode(&reading))),
+        ..Observation::default()
+    };
+    let mark = SweepMark { started_at_ms: now, finished: true, ..SweepMark::default() };
+    let swept = Observation { at_ms: now, what: Some(What::Sweep(mark)), ..Observation::default() };
+    for observation in [read, swept] {
+        world.cluster.spool().append(Observation { unit: unit.clone(), epoch, ..observation }).unwrap();
+    }
 }
 
 fn finished(row: &UnitRow) -> bool {
@@ -210,6 +237,29 @@ async fn an_exclusion_in_the_middle_of_a_sweep_is_honoured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exclusion_gives_up_what_is_shown_for_others() {
+    let net = Silent::new([127, 77, 5]);
+    let mut world = World::new("127.77.5.0/28", &settings("127.77.5.0/28", net.port, "")).await;
+    let reporter = world.commit();
+    let mut collector = world.collector(reporter).await;
+    collector.showing.spawn(async { panic!("a hostile page") });
+    let (shown, given_up) = tokio::sync::oneshot::channel::<()>();
+    collector.showing.spawn(async move {
+        std::future::pending::<()>().await;
+        drop(shown);
+    });
+    world.tasks.spawn(collector.run(world.stop.clone()));
+    world.until("begun", |row| row.sweep.is_some()).await;
+    world.apply(&settings("127.77.5.0/28", net.port, "exclude = [\"127.77.5.8/29\"]")).await;
+    assert!(tokio::time::timeout(HANG, given_up).await.unwrap().is_err());
+    // And the collector goes on.
+    let index = world.settings_index();
+    let under = |row: &UnitRow| row.sweep.as_ref().is_some_and(|sweep| sweep.settings_index == index);
+    world.until("swept", |row| under(row) && finished(row)).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_unit_that_moves_away_is_left_alone_at_once() {
     let net = Silent::new([127, 77, 2]);
     let slow = settings("127.77.2.0/28", net.port, "rate = 10");
@@ -255,5 +305,55 @@ async fn a_planned_move_has_never_two_at_work() {
     let _ = net.heard();
     world.grant(1, false).await;
     world.until("swept", finished).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_offers_a_user_that_is_not_known_to_be_right_once() {
+    let right = V3 { user: "meter", auth: Some((AuthProtocol::Sha256, "right password")), ..V3::default() };
+    let mut mute = Mute::new(&Arc::new(Credential::v3(right).unwrap()));
+    let socket = tokio::net::UdpSocket::bind("127.77.4.1:0").await.unwrap();
+    let at = socket.local_addr().unwrap();
+    let settings = format!(
+        "[discovery]\nsegments = [\"127.77.4.0/28\"]\nport = {}\n[[snmp]]\nversion = \"3\"\nuser = \"meter\"\n\
+         auth = \"sha256\"\nauth_pass = \"wrong password\"\npermission = \"test\"\n",
+        at.port()
+    );
+    let mut world = World::new("127.77.4.0/28", &settings).await;
+    known_device(&world, &at.to_string(), "meter").await;
+    let reporter = world.commit();
+    world.until("known and swept", finished).await;
+    world.collect(reporter).await;
+    let device = || {
+        let mut devices = Vec::new();
+        let prefix = world.unit.prefix().unwrap();
+        rows::devices_in(&world.cluster.view(), "any", prefix, |row| {
+            devices.push(row);
+            true
+        })
+        .unwrap();
+        devices.pop().unwrap()
+    };
+    let answering = async {
+        let mut datagram = [0; 2048];
+        loop {
+            let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
+            if let Some(answer) = mute.answer(&datagram[..length]) {
+                socket.send_to(&answer, from).await.unwrap();
+            }
+        }
+    };
+    let mut changes = world.cluster.changes();
+    let silent = async {
+        while device().misses == 0 {
+            changes.changed().await;
+            let _ = changes.take();
+        }
+    };
+    let read = async {
+        tokio::select! { () = silent => (), () = answering => () }
+    };
+    assert!(tokio::time::timeout(HANG, read).await.is_ok(), "{:?}", device());
+    assert_eq!((device().misses, mute.attempts()), (1, 1));
     world.end().await;
 }

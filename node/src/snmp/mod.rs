@@ -39,7 +39,7 @@ mod wheel;
 #[cfg(test)]
 mod live_tests;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 #[cfg(test)]
 mod survey_tests;
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use quire_coordinator::coverage::{self, Coverage};
+use quire_coordinator::extent::unit_hosts;
 use quire_coordinator::roster::{DeviceDue, Limits, OwnUnit, Progress, Roster, Task};
 use quire_coordinator::rows;
 use quire_coordinator::settings::Settings;
 use quire_coordinator::tables::{ReadExt as _, Table};
 use quire_coordinator::topology;
-use quire_proto::address::Target;
 use quire_proto::convert;
 use quire_proto::id::{DeviceId, Epoch, Millis, UnitId};
 use quire_proto::store::command::Kind;
@@ -412,7 +412,7 @@ impl Sweep {
     async fn run(mut self) -> bool {
         let port = self.tools.settings.discovery.port;
         let hosts: Vec<SocketAddr> =
-            Target::Prefix(self.prefix, None).hosts().map(|ip| SocketAddr::new(ip, port)).collect();
+            unit_hosts(self.prefix, &self.row.segment).map(|ip| SocketAddr::new(ip, port)).collect();
         self.mark.total = hosts.len() as u32;
         self.say();
         for (n, host) in hosts.iter().enumerate() {

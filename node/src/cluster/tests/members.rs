@@ -350,6 +350,35 @@ async fn the_cluster_version_rises_when_all_know_it_and_then_shuts_out_older_pro
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_stops_before_it_applies_a_version_that_it_does_not_know() {
+    let knows = |cluster_version| Tuning { cluster_version, ..Tuning::default() };
+    let dir = TempDir::new().unwrap();
+    let one = Cluster::of(start::init(start(dir.path(), "n1"), "site", knows(1)).await.unwrap());
+    // As when a later program ran here, and its tables are behind its log.
+    let later = quire_proto::store::UpdateMember { id: 1, cluster_version: Some(2), ..Default::default() };
+    one.propose(command::Kind::UpdateMember(later), PATIENCE).await.unwrap();
+    let (applied, before) = (one.view().meta(store::key::APPLIED).unwrap(), rows(&one));
+    let raise = command::Kind::Upgrade(quire_proto::store::Upgrade { version: 2 });
+    one.propose(raise, PATIENCE).await.unwrap_err();
+    let standing = until(&one, "stop", |now| now.failed.is_some()).await;
+    let why = standing.failed.unwrap_or_default();
+    assert!(why.contains("up to 1, and the cluster is at 2: install a later release"), "{why}");
+    assert_eq!((one.view().meta(store::key::APPLIED).unwrap(), rows(&one)), (applied, before));
+    one.shutdown().await;
+    // The later program goes on from there.
+    let one = Cluster::of(start::open(again(dir.path(), "n1"), knows(2)).await.unwrap());
+    let mut changes = one.changes();
+    let raised = async {
+        while meta(&one).cluster_version < 2 {
+            changes.changed().await;
+            let _ = changes.take();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), raised).await.expect("the entry is applied");
+    one.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_not_admitted_proposes_nothing_and_a_leader_says_what_it_acknowledged() {
     let dir = TempDir::new().unwrap();
     let [one, two, three] = three(&dir).await;

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::cluster::changes::Feed;
 use crate::cluster::machine::Machine;
 use crate::cluster::raft::{Entry, Id, Log, LogId, Proposal, Types};
+use crate::cluster::snapshot::Shelf;
 use crate::cluster::store::{STATE, Store, Tables, state_key};
 use crate::cluster::writer::{Joiner, Writer};
 
@@ -29,8 +30,7 @@ impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
         let store = Store::open(dir.path()).unwrap();
         let writer = Writer::start(&store, crate::cluster::timing::Timing::open(&store).unwrap()).unwrap();
         self.0.lock().unwrap().push(writer.joiner());
-        let machine =
-            Machine::open(store.clone(), Feed::new(), crate::cluster::snapshot::Shelf::default()).unwrap();
+        let machine = Machine::open(store.clone(), Feed::new(), Shelf::default(), 0).unwrap();
         Ok((dir, Log::new(store, writer, Default::default()), machine))
     }
 }
@@ -89,8 +89,7 @@ async fn entries_see_what_is_still_being_written() {
     const OCTETS: usize = 400 << 10;
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let shelf = crate::cluster::snapshot::Shelf::default();
-    let mut machine = Machine::open(store.clone(), Feed::new(), shelf).unwrap();
+    let mut machine = Machine::open(store.clone(), Feed::new(), Shelf::default(), 0).unwrap();
     let member = Member { id: 1, name: "n".into(), ..Member::default() };
     let first = Kind::Bootstrap(Bootstrap {
         cluster_id: Bytes::from_static(b"sixteen octets!!"),
@@ -109,7 +108,7 @@ async fn entries_see_what_is_still_being_written() {
     });
     machine.apply(futures::stream::iter(entries.collect::<Vec<_>>())).await.unwrap();
     assert_eq!(machine.applied_state().await.unwrap().0, Some(id(20)));
-    let again = Machine::open(store.clone(), Feed::new(), crate::cluster::snapshot::Shelf::default());
+    let again = Machine::open(store.clone(), Feed::new(), Shelf::default(), 0);
     assert_eq!(again.unwrap().applied_state().await.unwrap().0, Some(id(20)));
     let member: Member = store.view().unwrap().row(Table::Members, &1_u64.to_be_bytes()).unwrap().unwrap();
     assert!(member.trouble.starts_with("20x") && member.trouble.len() == OCTETS + 2);
