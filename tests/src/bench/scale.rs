@@ -174,7 +174,13 @@ fn applies(size: Size) -> Result<Vec<Row>> {
     let before = memory();
     machine.apply(Kind::Bootstrap(Bootstrap {
         cluster_id: Bytes::from_static(b"sixteen octets!!"),
-        first: Some(Member { id: 1, name: "n1".into(), zone: zone(0), ..Member::default() }),
+        first: Some(Member {
+            id: 1,
+            name: "n1".into(),
+            zone: zone(0),
+            cluster_version: quire_proto::CLUSTER_VERSION,
+            ..Member::default()
+        }),
         ..Bootstrap::default()
     }))?;
     machine.apply(Kind::Enroll(Enroll { site: "bench".into(), ..Enroll::default() }))?;

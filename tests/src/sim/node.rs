@@ -369,6 +369,7 @@ pub fn member(birth: &Birth) -> Member {
         zone: birth.zone.clone(),
         address: format!("machine-{}:7440", birth.machine),
         version: "simulated".to_owned(),
+        cluster_version: quire_proto::CLUSTER_VERSION,
         incarnation: Bytes::copy_from_slice(&birth.incarnation.to_be_bytes()),
         upstream_csr_der: Bytes::from_static(b"request"),
         ..Member::default()
