@@ -7,16 +7,7 @@ mod site;
 use prost::Message as _;
 use quire_admin::listing::{DeviceLine, DeviceQuery};
 use quire_proto::store::{DeviceNews, OutboxEntry, Typed};
-use site::{Admin, Cluster, entry, received};
-
-async fn enrolled() -> (tempfile::TempDir, Admin, Cluster) {
-    let dir = tempfile::tempdir().unwrap();
-    let admin = Admin::start(dir.path()).await;
-    let code = admin.add_site("acme-berlin").await;
-    let mut cluster = Cluster::new(7, 3);
-    cluster.enroll(&admin, &code).await;
-    (dir, admin, cluster)
-}
+use site::{Admin, enrolled, entry, received};
 
 /// The reading of number `seq`, which is of the device and face `seq % 3`.
 fn faced(seq: u64) -> Vec<u8> {

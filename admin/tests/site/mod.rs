@@ -317,6 +317,16 @@ pub fn received(answer: Option<to_site::What>) -> u64 {
     }
 }
 
+/// A Web Admin at which a cluster of three nodes is enrolled as `acme-berlin`.
+pub async fn enrolled() -> (tempfile::TempDir, Admin, Cluster) {
+    let dir = tempfile::tempdir().unwrap();
+    let admin = Admin::start(dir.path()).await;
+    let code = admin.add_site("acme-berlin").await;
+    let mut cluster = Cluster::new(7, 3);
+    cluster.enroll(&admin, &code).await;
+    (dir, admin, cluster)
+}
+
 /// An outbox entry with a reading of the device `d<seq % 3>`.
 pub fn entry(seq: u64) -> Vec<u8> {
     let row = wire::ReadingRow {
