@@ -7,7 +7,7 @@ mod site;
 use prost::Message as _;
 use quire_proto::store::{AlertNews, OutboxEntry};
 use quire_proto::upstream::to_site::What;
-use site::{Admin, Cluster, entry, received};
+use site::{Admin, enrolled, entry, received};
 
 fn alert(id: &str, serial: u64, open: bool) -> AlertNews {
     AlertNews {
@@ -36,11 +36,7 @@ async fn states(admin: &Admin) -> Vec<(String, &'static str)> {
 
 #[tokio::test]
 async fn an_alert_is_there_once_as_it_was_said_last() {
-    let dir = tempfile::tempdir().unwrap();
-    let admin = Admin::start(dir.path()).await;
-    let code = admin.add_site("acme-berlin").await;
-    let mut cluster = Cluster::new(7, 3);
-    cluster.enroll(&admin, &code).await;
+    let (_dir, admin, cluster) = enrolled().await;
     let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
     let batch = vec![entry(1), told(2, alert("a", 9, true)), told(3, alert("b", 10, true)), entry(4)];
     assert_eq!(received(link.batch(5, 1, batch.clone()).await), 4);
@@ -67,11 +63,7 @@ async fn an_alert_is_there_once_as_it_was_said_last() {
 /// A device may say of itself what it likes, and whoever refuses that gets it again for ever.
 #[tokio::test]
 async fn texts_that_are_too_long_are_cut_and_hold_nothing_up() {
-    let dir = tempfile::tempdir().unwrap();
-    let admin = Admin::start(dir.path()).await;
-    let code = admin.add_site("acme-berlin").await;
-    let mut cluster = Cluster::new(7, 3);
-    cluster.enroll(&admin, &code).await;
+    let (_dir, admin, cluster) = enrolled().await;
     let (mut link, _) = cluster.welcomed(admin.listen, 1, 5).await;
     let long = AlertNews { what: "ü".repeat(20_001), subject: "s".repeat(5_000), ..alert("a", 9, true) };
     assert_eq!(received(link.batch(5, 1, vec![told(1, long), entry(2)]).await), 2);
@@ -82,11 +74,7 @@ async fn texts_that_are_too_long_are_cut_and_hold_nothing_up() {
 
 #[tokio::test]
 async fn an_alert_that_no_site_sends_is_refused_and_stores_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let admin = Admin::start(dir.path()).await;
-    let code = admin.add_site("acme-berlin").await;
-    let mut cluster = Cluster::new(7, 3);
-    cluster.enroll(&admin, &code).await;
+    let (_dir, admin, cluster) = enrolled().await;
     for bad in [
         AlertNews { id: String::new(), ..alert("a", 9, true) },
         AlertNews { id: "x".repeat(20_000), ..alert("a", 9, true) },

@@ -33,7 +33,7 @@ pub const UNPLANNED_AGE: u32 = 3;
 pub const BOUND_HOMES: u32 = 3;
 /// Among the targets of an alert those make room that were told longest ago, or that the rule does not name any more.
 pub const OLD_TARGETS: u32 = 3;
-/// What is asked for is asked for at the leader's time.
+/// What is asked for is asked for at the leader's time, which bounds the rounds of routers' trials, too.
 pub const LED_ASKS: u32 = 3;
 /// A Web Admin that is new is told of what operators typed.
 pub const TYPED_TOLD: u32 = 3;

@@ -9,9 +9,9 @@ use quire_proto::store::{
 
 use super::{ACCEPTED, REFUSED};
 use crate::explore::{LARGEST_V4_PREFIX, MAX_ROUTERS, MAX_SEGMENTS};
-use crate::rows;
 use crate::state::{audit, refuse};
 use crate::tables::{Fault, Overlay, Read as _, ReadExt as _, Table};
+use crate::{rows, upgrade};
 
 /// Keeps what a node learnt. Of a zone at most [`MAX_ROUTERS`] routers and [`MAX_SEGMENTS`] segments are kept; further
 /// ones are dropped.
@@ -178,7 +178,8 @@ pub(crate) fn trial(tables: &mut Overlay<'_>, led_at_ms: u64, trial: &RouterTria
     let new = RouterRow { zone: member.zone, address: trial.address.clone(), ..RouterRow::default() };
     let row = before.unwrap_or(new);
     // A round of a calendar that is ahead must not stand for all until then.
-    let round_ms = trial.round_ms.min(led_at_ms);
+    let bounded = rows::meta(tables)?.cluster_version >= upgrade::LED_ASKS;
+    let round_ms = if bounded { trial.round_ms.min(led_at_ms) } else { trial.round_ms };
     if row.tried_round_ms >= round_ms && row.tried_under == trial.settings_index {
         return Ok(refuse(format!("the users were tried at router {} in this round", trial.address)));
     }

@@ -1,5 +1,6 @@
 //! Found segments in the tables: reported, decided on, forgotten; and what the settings make of them.
 
+use quire_proto::CLUSTER_VERSION;
 use quire_proto::id::{Millis, NodeId};
 use quire_proto::store::command::Kind;
 use quire_proto::store::outcome::Result as Answer;
@@ -23,9 +24,16 @@ impl World {
     /// Two nodes, 2 and 3, in the zones hq and plant.
     fn new() -> World {
         let mut world = World { tables: MemoryTables::default(), index: 0 };
+        let cluster_version = CLUSTER_VERSION;
         world.apply(Kind::Bootstrap(Bootstrap {
             cluster_id: vec![7; 16].into(),
-            first: Some(Member { id: 1, name: "n1".into(), zone: "hq".into(), ..Member::default() }),
+            first: Some(Member {
+                id: 1,
+                name: "n1".into(),
+                zone: "hq".into(),
+                cluster_version,
+                ..Member::default()
+            }),
             ..Bootstrap::default()
         }));
         for (name, zone) in [("n2", "hq"), ("n3", "plant")] {
@@ -35,7 +43,8 @@ impl World {
             let writes: Vec<_> = overlay.into_writes().collect();
             world.tables.commit(writes.into_iter());
             let (name, zone) = (name.to_owned(), zone.to_owned());
-            let member = Member { address: name.clone(), name: name.clone(), zone, ..Member::default() };
+            let address = name.clone();
+            let member = Member { address, name: name.clone(), zone, cluster_version, ..Member::default() };
             let join = Join { token_id: name, member: Some(member), ..Join::default() };
             assert_eq!(world.apply(Kind::Join(join)), Answer::Node(world.index));
         }

@@ -332,7 +332,8 @@ async fn snapshot(dir: &Path, first: Cluster, many: &str) -> Result<Vec<Row>> {
     until(&second, "catch up", |now| now.applied >= wanted).await?;
     let (took, extra) = (began.elapsed().as_secs_f64(), memory("VmHWM") - before);
     ensure!(known(&first)? == known(&second)?, "the second node has {} devices", known(&second)?);
-    let on = "both nodes in this process, TLS between them; memory above that before, of both";
+    let on = "both nodes in this process, TLS between them; memory above that before, of both; as log entries where the log \
+              still reaches back to the first";
     let what = format!("store: {many} devices, a snapshot to a second node");
     let value = format!("{took:.1} s, {extra:.0} MB");
     let rows = vec![Row::new(&what, "quire", value, on).against(goal(extra, false, 64.0, " MB"))];
